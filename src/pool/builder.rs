@@ -1,0 +1,375 @@
+//! Settings of a pool.
+
+use super::scheduler::Config;
+use super::shared::{Settings, Shared, nanos};
+use super::{ProcessPool, clock};
+use crate::process::{ForkServer, Launch, Preload, Spawn, Start, WorkerStdio};
+use crate::task::{Arguments, CodecStage, PoolError, TaskError, TaskRef, encode_limited};
+use bytes::Bytes;
+use std::ffi::OsStr;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// How deep pools may be nested.
+const MAX_DEPTH: u32 = 4;
+
+/// The most bytes of a message: its length travels in 32 bits, with some room for its head.
+const MAX_MESSAGE: u64 = u32::MAX as u64 - (64 << 20);
+
+/// How workers are started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StartMethod {
+    /// Workers are forked by a small process of the program that is started once, with the first
+    /// worker. It is quick (well under a millisecond), whatever the size of your program, and what
+    /// [`Builder::preload`] has made is shared among the workers.
+    #[default]
+    ForkServer,
+    /// Each worker is executed anew: slower (some milliseconds), with nothing shared.
+    Spawn,
+}
+
+/// The settings of a [`ProcessPool`].
+///
+/// ```
+/// use procession::ProcessPool;
+/// use std::time::Duration;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anyhow::Result<()> {
+/// let pool = ProcessPool::builder()
+///     .workers(4)
+///     .task_timeout(Duration::from_secs(30))
+///     .worker_memory_limit(1 << 30)
+///     .queue_capacity(1_000)
+///     .build()?;
+/// # pool.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct Builder {
+    workers: usize,
+    min_workers: usize,
+    idle_timeout: Duration,
+    start_method: StartMethod,
+    start_timeout: Duration,
+    initializer: Option<Function>,
+    preload: Option<Function>,
+    max_tasks_per_worker: u64,
+    max_worker_rss: Option<u64>,
+    worker_memory_limit: Option<u64>,
+    queue_capacity: Option<usize>,
+    task_timeout: Option<Duration>,
+    cancel_grace: Duration,
+    max_message_size: u64,
+    start: Start,
+    runtime: Option<Handle>,
+}
+
+/// A function to be called in another process, or why it cannot be.
+type Function = Result<(u64, Vec<u8>), PoolError>;
+
+impl Default for Builder {
+    fn default() -> Builder {
+        Builder {
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            min_workers: 0,
+            idle_timeout: Duration::from_secs(60),
+            start_method: StartMethod::default(),
+            start_timeout: Duration::from_secs(300),
+            initializer: None,
+            preload: None,
+            max_tasks_per_worker: u64::MAX,
+            max_worker_rss: None,
+            worker_memory_limit: None,
+            queue_capacity: None,
+            task_timeout: None,
+            cancel_grace: Duration::from_millis(250),
+            max_message_size: 256 << 20,
+            start: Start::default(),
+            runtime: None,
+        }
+    }
+}
+
+/// Workers.
+impl Builder {
+    /// The most workers, at least 1. By default as many as there are processors for this program.
+    ///
+    /// They are started on demand: another one only when a task waits and none is idle. While one
+    /// is being replaced there may be one more.
+    pub fn workers(mut self, workers: usize) -> Builder {
+        self.workers = workers;
+        self
+    }
+
+    /// How many workers are started at once and kept alive; 0 by default.
+    pub fn min_workers(mut self, workers: usize) -> Builder {
+        self.min_workers = workers;
+        self
+    }
+
+    /// After how much time with nothing to do a worker ends, if there are more than
+    /// [`min_workers`](Builder::min_workers); a minute by default.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Builder {
+        self.idle_timeout = timeout;
+        self
+    }
+
+    /// How workers are started.
+    pub fn start_method(mut self, method: StartMethod) -> Builder {
+        self.start_method = method;
+        self
+    }
+
+    /// How long a started worker may take until it is ready, its initializer included; five
+    /// minutes by default. One that takes longer is killed and counts as a failed start.
+    pub fn start_timeout(mut self, timeout: Duration) -> Builder {
+        self.start_timeout = timeout;
+        self
+    }
+
+    /// A function to be run in each worker before its first task, for instance to load a model
+    /// into a static. It has the shape of a task; its value is dropped.
+    ///
+    /// If it fails three times in a row (panics, returns an `anyhow::Error`, or ends the worker),
+    /// the tasks that wait fail as [`TaskError::PoolBroken`].
+    #[track_caller]
+    pub fn initializer<F, A, M>(mut self, function: F, arguments: A) -> Builder
+    where
+        F: Copy + Send + Sync + 'static,
+        A: Arguments<F, M>,
+    {
+        let _ = function;
+        self.initializer = Some(encode_function(TaskRef::single::<F, A, M>(), &arguments));
+        self
+    }
+
+    /// A function to be run once in the fork server, so that all workers share the memory that it
+    /// fills, copy-on-write, and start with it at once. It has the shape of a task that is not
+    /// async; its value is dropped.
+    ///
+    /// It must not leave a thread behind, since a process with several threads cannot be forked
+    /// safely. If it does, or fails, tasks fail as [`TaskError::PoolBroken`].
+    #[track_caller]
+    pub fn preload<F, A, M>(mut self, function: F, arguments: A) -> Builder
+    where
+        F: Copy + Send + Sync + 'static,
+        A: Arguments<F, M>,
+    {
+        let _ = function;
+        self.preload = Some(encode_function(TaskRef::single::<F, A, M>(), &arguments));
+        self
+    }
+
+    /// Replaces a worker after so many tasks, at least 1: for code that leaks. The replacement is
+    /// started before the old worker ends. The first workers of a pool are replaced a little
+    /// earlier, so that they are not all replaced at the same moment.
+    pub fn max_tasks_per_worker(mut self, tasks: u64) -> Builder {
+        self.max_tasks_per_worker = tasks;
+        self
+    }
+
+    /// Replaces a worker after a task that leaves it with more resident memory than this.
+    pub fn max_worker_rss(mut self, bytes: u64) -> Builder {
+        self.max_worker_rss = Some(bytes);
+        self
+    }
+
+    /// The most memory that a worker can have: a hard limit, upheld by the kernel.
+    ///
+    /// It counts the private memory of the process, 8 MiB for its stack and what was preloaded
+    /// included. An allocation beyond it fails, which ends a Rust program: the task's error is
+    /// [`TaskError::WorkerDied`] with the cause
+    /// [`ExitCause::OutOfMemory`](crate::ExitCause::OutOfMemory).
+    pub fn worker_memory_limit(mut self, bytes: u64) -> Builder {
+        self.worker_memory_limit = Some(bytes);
+        self
+    }
+}
+
+/// Tasks.
+impl Builder {
+    /// Bounds the queue: there may be at most this many tasks more than workers. A `submit` beyond
+    /// that gives [`TaskError::QueueFull`]; [`ProcessPool::reserve`] waits for room. Without it the
+    /// queue is bounded by memory alone.
+    pub fn queue_capacity(mut self, tasks: usize) -> Builder {
+        self.queue_capacity = Some(tasks);
+        self
+    }
+
+    /// How long each task may run that says nothing else, counted from when it begins.
+    pub fn task_timeout(mut self, timeout: Duration) -> Builder {
+        self.task_timeout = Some(timeout);
+        self
+    }
+
+    /// How long a running task may go on when it was cancelled before its worker is killed;
+    /// 250 ms by default. With zero it is killed at once.
+    pub fn cancel_grace(mut self, grace: Duration) -> Builder {
+        self.cancel_grace = grace;
+        self
+    }
+
+    /// The most bytes that arguments or a result may have, encoded; 256 MiB by default, 4 GiB less
+    /// 64 MiB at most. What is larger gives [`TaskError::TooLarge`].
+    pub fn max_message_size(mut self, bytes: u64) -> Builder {
+        self.max_message_size = bytes;
+        self
+    }
+}
+
+/// The environment of workers.
+impl Builder {
+    /// Sets an environment variable in workers.
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Builder {
+        self.start.env.push((key.as_ref().into(), Some(value.as_ref().into())));
+        self
+    }
+
+    /// Removes an environment variable from workers.
+    pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Builder {
+        self.start.env.push((key.as_ref().into(), None));
+        self
+    }
+
+    /// Gives workers no environment variables but those set after this.
+    pub fn env_clear(mut self) -> Builder {
+        self.start.clear_env = true;
+        self.start.env.clear();
+        self
+    }
+
+    /// The directory that workers start in; that of the program by default.
+    pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Builder {
+        self.start.current_dir = Some(directory.into());
+        self
+    }
+
+    /// Where the standard output of workers goes; to the program's own by default.
+    pub fn stdout(mut self, stdio: WorkerStdio) -> Builder {
+        self.start.stdout = stdio;
+        self
+    }
+
+    /// Where the standard error of workers goes; to the program's own by default.
+    pub fn stderr(mut self, stdio: WorkerStdio) -> Builder {
+        self.start.stderr = stdio;
+        self
+    }
+
+    /// The tokio runtime that the pool lives on, with its I/O and time drivers enabled; by default
+    /// the one within which [`build`](Builder::build) is called.
+    pub fn runtime(mut self, runtime: Handle) -> Builder {
+        self.runtime = Some(runtime);
+        self
+    }
+}
+
+impl Builder {
+    /// Builds the pool. Unless [`min_workers`](Builder::min_workers) says otherwise, no process is
+    /// started before there is a task for it.
+    ///
+    /// # Errors
+    /// A [`PoolError`] when a setting makes no sense, when there is no tokio runtime or it lacks
+    /// its drivers, when this is a worker four pools deep, or when it is a process that was
+    /// started as a worker but has not called [`init`](crate::init).
+    pub fn build(self) -> Result<ProcessPool, PoolError> {
+        if crate::worker::was_told_to_enter() {
+            return Err(PoolError::NotInitialized);
+        }
+        let depth = crate::worker::depth();
+        if depth >= MAX_DEPTH {
+            return Err(PoolError::TooDeep { limit: MAX_DEPTH });
+        }
+        self.check()?;
+        let runtime = match self.runtime {
+            Some(runtime) => runtime,
+            None => Handle::try_current().map_err(|_| PoolError::NoRuntime)?,
+        };
+        check_drivers(&runtime)?;
+        let mut start = self.start;
+        start.depth = depth + 1;
+        start.preload = self.preload.transpose()?.map(|(shim, arguments)| Preload { shim, arguments });
+        let launcher: Box<dyn Launch> = match self.start_method {
+            StartMethod::ForkServer => Box::new(ForkServer::new(start)),
+            StartMethod::Spawn => Box::new(Spawn::new(start)),
+        };
+        let initializer = self.initializer.transpose()?;
+        let settings = Settings {
+            max_workers: self.workers,
+            queue_capacity: self.queue_capacity,
+            max_message: self.max_message_size,
+            task_timeout: self.task_timeout,
+            memory_limit: self.worker_memory_limit,
+            max_rss: self.max_worker_rss,
+            initializer: initializer.map(|(shim, arguments)| (shim, Bytes::from(arguments))),
+            start_timeout: self.start_timeout,
+        };
+        let config = Config {
+            max_workers: self.workers,
+            min_workers: self.min_workers,
+            idle_timeout: nanos(self.idle_timeout),
+            cancel_grace: nanos(self.cancel_grace),
+            max_tasks_per_worker: self.max_tasks_per_worker,
+        };
+        let shared = Arc::new(Shared::new(settings, config, runtime, launcher));
+        shared.runtime.spawn(clock::run(shared.clone()));
+        shared.open();
+        Ok(ProcessPool::of(shared))
+    }
+
+    fn check(&self) -> Result<(), PoolError> {
+        let zero = Duration::ZERO;
+        let complaints = [
+            (self.workers == 0, "`workers` must be at least 1"),
+            (self.min_workers > self.workers, "`min_workers` must not be more than `workers`"),
+            (self.idle_timeout == zero, "`idle_timeout` must not be zero"),
+            (self.start_timeout == zero, "`start_timeout` must not be zero"),
+            (self.task_timeout == Some(zero), "`task_timeout` must not be zero"),
+            (self.max_tasks_per_worker == 0, "`max_tasks_per_worker` must be at least 1"),
+            (self.max_worker_rss == Some(0), "`max_worker_rss` must be at least 1 byte"),
+            (self.worker_memory_limit == Some(0), "`worker_memory_limit` must be at least 1 byte"),
+            (self.max_message_size == 0, "`max_message_size` must be at least 1 byte"),
+            (self.max_message_size > MAX_MESSAGE, "`max_message_size` must be at most 4 GiB less 64 MiB"),
+            (
+                self.preload.is_some() && self.start_method != StartMethod::ForkServer,
+                "`preload` needs `StartMethod::ForkServer`: with others there is nothing to preload into",
+            ),
+        ];
+        match complaints.iter().find(|(is_wrong, _)| *is_wrong) {
+            None => Ok(()),
+            Some((_, reason)) => Err(PoolError::InvalidSetting { reason: (*reason).into() }),
+        }
+    }
+}
+
+fn encode_function<A: serde::Serialize>(task: TaskRef, arguments: &A) -> Function {
+    let shim = task.offset().ok_or_else(|| PoolError::InvalidSetting {
+        reason: TaskError::NotInMainImage { task: task.label.to_string() }.to_string(),
+    })?;
+    let mut bytes = Vec::new();
+    encode_limited(arguments, &mut bytes, MAX_MESSAGE, CodecStage::EncodeArguments)
+        .map_err(|fault| PoolError::InvalidSetting { reason: TaskError::from(fault).to_string() })?;
+    Ok((shim, bytes))
+}
+
+/// Makes sure that the runtime has the drivers that the pool's tasks need.
+///
+/// tokio has no way to ask but to try, which panics if they are missing.
+fn check_drivers(runtime: &Handle) -> Result<(), PoolError> {
+    let _entered = runtime.enter();
+    let attempt = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        drop(tokio::time::sleep(Duration::ZERO));
+        rustix::pipe::pipe().map(|(read, _write)| drop(tokio::net::unix::pipe::Receiver::from_owned_fd(read)))
+    }));
+    match attempt {
+        Ok(_) => Ok(()),
+        Err(_) => Err(PoolError::RuntimeWithoutDrivers),
+    }
+}

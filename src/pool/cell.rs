@@ -1,0 +1,179 @@
+//! Where a task and its handle meet.
+
+use super::shared::Shared;
+use crate::task::{Fault, Label, TaskError, TaskId};
+use bytes::Bytes;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use tokio::sync::OwnedSemaphorePermit;
+
+/// How a task ended, the value still encoded: the handle decodes it, in the task that awaits it.
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    Value(Bytes),
+    Fault(Box<Fault>),
+    Error(Box<TaskError>),
+}
+
+impl Outcome {
+    pub(super) fn into_result(self) -> Result<Bytes, TaskError> {
+        match self {
+            Outcome::Value(bytes) => Ok(bytes),
+            Outcome::Fault(fault) => Err((*fault).into()),
+            Outcome::Error(error) => Err(*error),
+        }
+    }
+}
+
+/// A submitted task: what is to be run, and what came of it.
+pub(super) struct Cell {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: u64,
+    /// The task's place in the scheduler; written and read under the lock of the pool's state.
+    pub(super) place: AtomicU32,
+    pub(super) label: Label,
+    /// The offset of the shim.
+    pub(super) shim: u64,
+    /// What few tasks have.
+    pub(super) extra: Option<Box<Extra>>,
+    slot: Mutex<Slot>,
+}
+
+pub(super) struct Extra {
+    pub(super) name: Option<String>,
+    pub(super) timeout: Option<u64>,
+    /// The place in a bounded queue, given up when the task is resolved.
+    pub(super) permit: Mutex<Option<OwnedSemaphorePermit>>,
+    /// How many items a chunk has; 0 for a single task.
+    items: usize,
+    /// The results of a chunk's items so far.
+    parts: Mutex<Vec<Bytes>>,
+}
+
+impl Extra {
+    pub(super) fn new(
+        name: Option<String>,
+        timeout: Option<u64>,
+        permit: Option<OwnedSemaphorePermit>,
+        items: usize,
+    ) -> Extra {
+        Extra { items, name, timeout, permit: Mutex::new(permit), parts: Mutex::default() }
+    }
+}
+
+enum Slot {
+    Waiting { body: Bytes, waker: Option<Waker> },
+    Done(Outcome),
+    Taken,
+}
+
+impl Cell {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        id: u64,
+        label: Label,
+        shim: u64,
+        body: Bytes,
+        extra: Option<Box<Extra>>,
+    ) -> Cell {
+        Cell {
+            shared,
+            id,
+            place: AtomicU32::new(u32::MAX),
+            label,
+            shim,
+            extra,
+            slot: Mutex::new(Slot::Waiting { body, waker: None }),
+        }
+    }
+
+    pub(super) fn id(&self) -> TaskId {
+        TaskId(self.id)
+    }
+
+    /// The encoded arguments, until the task is resolved.
+    pub(super) fn body(&self) -> Bytes {
+        match &*self.slot() {
+            Slot::Waiting { body, .. } => body.clone(),
+            Slot::Done(_) | Slot::Taken => Bytes::new(),
+        }
+    }
+
+    /// Resolves the task and wakes whoever awaits it; the first outcome stays.
+    pub(super) fn resolve(&self, outcome: Outcome) {
+        let old = {
+            let mut slot = self.slot();
+            match &*slot {
+                Slot::Waiting { .. } => std::mem::replace(&mut *slot, Slot::Done(outcome)),
+                Slot::Done(_) | Slot::Taken => return,
+            }
+        };
+        if let Some(extra) = &self.extra {
+            lock(&extra.permit).take();
+        }
+        if let Slot::Waiting { waker: Some(waker), .. } = old {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn poll(&self, context: &mut Context<'_>) -> Poll<Outcome> {
+        let mut slot = self.slot();
+        match &mut *slot {
+            Slot::Waiting { waker, .. } => {
+                match waker {
+                    Some(waker) => waker.clone_from(context.waker()),
+                    None => *waker = Some(context.waker().clone()),
+                }
+                Poll::Pending
+            }
+            Slot::Done(_) => match std::mem::replace(&mut *slot, Slot::Taken) {
+                Slot::Done(outcome) => Poll::Ready(outcome),
+                Slot::Waiting { .. } | Slot::Taken => Poll::Pending,
+            },
+            Slot::Taken => panic!("a `TaskHandle` was polled after it had completed"),
+        }
+    }
+
+    pub(super) fn is_resolved(&self) -> bool {
+        !matches!(&*self.slot(), Slot::Waiting { .. })
+    }
+
+    /// The error that the task was resolved with, while its handle has not taken it.
+    pub(super) fn is_cancelled(&self) -> bool {
+        match &*self.slot() {
+            Slot::Done(Outcome::Error(error)) => matches!(**error, TaskError::Cancelled),
+            _ => false,
+        }
+    }
+
+    /// Keeps the result of a chunk's next item; false if it has no more items.
+    pub(super) fn add_part(&self, part: Bytes) -> bool {
+        let Some(extra) = &self.extra else { return false };
+        let mut parts = lock(&extra.parts);
+        let has_more = parts.len() < extra.items;
+        if has_more {
+            parts.push(part);
+        }
+        has_more
+    }
+
+    pub(super) fn take_parts(&self) -> Vec<Bytes> {
+        self.extra.as_ref().map_or_else(Vec::new, |extra| std::mem::take(&mut lock(&extra.parts)))
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        lock(&self.slot)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The place, to be used under the lock of the pool's state.
+impl Cell {
+    pub(super) fn key(&self) -> super::scheduler::TaskKey {
+        super::scheduler::TaskKey { place: self.place.load(Ordering::Relaxed), id: self.id }
+    }
+}

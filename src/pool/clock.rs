@@ -1,0 +1,35 @@
+//! The task that lives as long as the pool: it rings the scheduler's alarms and ends the rest.
+
+use super::shared::Shared;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What is waited for when there is no alarm.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Runs until the pool has finished, then stops what is left beside the workers.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let guard = Guard(shared);
+    let shared = &guard.0;
+    while !shared.finished.is_cancelled() {
+        let wait = shared.tick().unwrap_or(FOR_EVER);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = shared.clock.notified() => {}
+            () = shared.finished.cancelled() => {}
+        }
+    }
+    shared.launcher.stop().await;
+    shared.terminated.cancel();
+}
+
+/// Notices that the runtime is dropped, with the pool's tasks in it.
+struct Guard(Arc<Shared>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !self.0.terminated.is_cancelled() {
+            self.0.runtime_lost();
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The life of one worker, as a task of the runtime: started, greeted, listened to, buried.
+
+use super::outlet::Outlet;
+use super::scheduler::{Violation, WorkerKey};
+use super::shared::{ReadyLink, Shared};
+use crate::process::{Follower, Killer, Process, Tail};
+use crate::sys::child::{Ended, exit_code, exit_signal};
+use crate::sys::fault::STACK_OVERFLOW;
+use crate::task::{ExitCause, ExitReport, PoolError, WorkerExit};
+use crate::wire::{Frame, FrameCodec, FrameError, PROTOCOL, Reply, Request, Setup, build_identity};
+use bytes::BytesMut;
+use futures::future::{BoxFuture, FutureExt};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio_util::codec::Decoder;
+use tokio_util::sync::CancellationToken;
+
+/// How long a started worker may take to say its first word, before the initializer.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How much is read at once.
+const READ_SIZE: usize = 64 * 1024;
+
+/// The most that is read from a dead worker's pipe: what the largest pipe holds. A daughter
+/// process that still has it open cannot keep the pool reading.
+const LAST_READS: usize = 1 << 20;
+
+/// Lives the life of a worker. Whatever happens, the scheduler is told of its end.
+pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: CancellationToken) {
+    let started = tokio::select! {
+        biased;
+        () = called_off.cancelled() => Err(PoolError::ShutDown),
+        started = shared.launcher.start() => started,
+    };
+    let mut life = match started {
+        Ok(process) => Life::new(process, shared.settings.max_message),
+        Err(error) => return shared.start_failed(worker, error),
+    };
+    let ready = tokio::select! {
+        biased;
+        () = called_off.cancelled() => Err(PoolError::ShutDown),
+        ready = life.greet(&shared) => ready,
+    };
+    if let Err(error) = ready {
+        life.killer.kill();
+        life.bury().await;
+        return shared.start_failed(worker, error);
+    }
+    shared.worker_ready(worker, life.link());
+    let violation = life.listen(&shared, worker).await;
+    let mut report = life.bury().await;
+    explain(&mut report, &shared, worker, violation);
+    shared.worker_gone(worker, &WorkerExit(Arc::new(report)));
+}
+
+struct Life {
+    pid: u32,
+    started: Instant,
+    outlet: Arc<Outlet>,
+    results: pipe::Receiver,
+    codec: FrameCodec<Reply>,
+    bytes: BytesMut,
+    page: Option<crate::wire::Page>,
+    killer: Killer,
+    stdout: (Tail, Follower),
+    stderr: (Tail, Follower),
+    ended: BoxFuture<'static, Option<Ended>>,
+    /// How the process ended, once that is known.
+    end: Option<Option<Ended>>,
+}
+
+impl Drop for Life {
+    /// A life that is cut short, because its runtime is dropped, ends all the same.
+    fn drop(&mut self) {
+        if self.end.is_none() {
+            self.killer.kill();
+        }
+    }
+}
+
+impl Life {
+    fn new(process: Process, max_message: u64) -> Life {
+        let stdout = (process.stdout.tail(), process.stdout.follow());
+        let stderr = (process.stderr.tail(), process.stderr.follow());
+        Life {
+            pid: process.pid,
+            started: Instant::now(),
+            outlet: Arc::new(Outlet::new(process.requests)),
+            results: process.results,
+            codec: FrameCodec::new(max_message),
+            bytes: BytesMut::with_capacity(READ_SIZE),
+            page: process.page,
+            killer: process.killer,
+            stdout,
+            stderr,
+            ended: process.ended,
+            end: None,
+        }
+    }
+
+    fn link(&mut self) -> ReadyLink {
+        ReadyLink {
+            pid: self.pid,
+            started: self.started,
+            outlet: self.outlet.clone(),
+            page: self.page.take(),
+            began: (0, 0),
+            killer: self.killer.clone(),
+            stdout: self.stdout.0.clone(),
+            stderr: self.stderr.0.clone(),
+            is_unresponsive: false,
+        }
+    }
+
+    /// Shakes hands, and waits until the worker is ready for tasks.
+    async fn greet(&mut self, shared: &Shared) -> Result<(), PoolError> {
+        match self.next_reply(HELLO_DEADLINE).await? {
+            Reply::Hello { protocol: PROTOCOL, build } if build == build_identity() => {}
+            Reply::Hello { .. } => return Err(PoolError::BuildMismatch),
+            _ => return Err(not_ready("the worker spoke out of turn".into())),
+        }
+        let settings = &shared.settings;
+        let (initializer, arguments) = settings.initializer.clone().unzip();
+        let setup = Request::Setup(Setup {
+            protocol: PROTOCOL,
+            build: build_identity(),
+            max_message: settings.max_message,
+            memory_limit: settings.memory_limit,
+            rss_mark: settings.max_rss,
+            initializer,
+        });
+        self.outlet.push(&setup, arguments.unwrap_or_default());
+        self.outlet.flush();
+        match self.next_reply(settings.start_timeout).await? {
+            Reply::Ready => Ok(()),
+            Reply::NotReady { fault } if initializer.is_some() => {
+                Err(PoolError::Initializer(Box::new(fault.into())))
+            }
+            Reply::NotReady { fault } => Err(not_ready(crate::task::TaskError::from(fault).to_string())),
+            _ => Err(not_ready("the worker spoke out of turn".into())),
+        }
+    }
+
+    /// The next reply before the worker is ready.
+    async fn next_reply(&mut self, limit: Duration) -> Result<Reply, PoolError> {
+        let outlet = self.outlet.clone();
+        let reply = async {
+            loop {
+                match self.codec.decode(&mut self.bytes) {
+                    Ok(Some(frame)) => return Ok(frame.head),
+                    Ok(None) => {}
+                    Err(error) => return Err(not_ready(format!("the worker {error}"))),
+                }
+                self.bytes.reserve(READ_SIZE);
+                if !matches!(self.results.read_buf(&mut self.bytes).await, Ok(1..)) {
+                    break;
+                }
+            }
+            // It has ended, or will not be heard of any more.
+            self.killer.kill();
+            let report = self.bury().await;
+            let exit = WorkerExit(Arc::new(report));
+            Err(not_ready(format!("{exit}")))
+        };
+        tokio::select! {
+            reply = tokio::time::timeout(limit, reply) => {
+                reply.unwrap_or_else(|_| Err(not_ready(format!("the worker was not ready within {limit:?}"))))
+            }
+            // A long argument of the initializer may not fit into the pipe at once.
+            () = outlet.pump() => Err(not_ready("the worker reads nothing".into())),
+        }
+    }
+
+    /// Passes on what the worker says until it has ended; an error if it says what none should.
+    async fn listen(&mut self, shared: &Arc<Shared>, worker: WorkerKey) -> Option<String> {
+        let outlet = self.outlet.clone();
+        let mut pump = std::pin::pin!(outlet.pump());
+        let mut frames = Vec::new();
+        loop {
+            self.bytes.reserve(READ_SIZE);
+            tokio::select! {
+                biased;
+                read = self.results.read_buf(&mut self.bytes) => {
+                    if !matches!(read, Ok(1..)) {
+                        // Without its results it is of no use, should it still live.
+                        self.killer.kill();
+                        return None;
+                    }
+                    if let Err(violation) = self.take_in(shared, worker, &mut frames) {
+                        self.killer.kill();
+                        return Some(violation);
+                    }
+                }
+                () = &mut pump => {}
+                end = &mut self.ended => {
+                    self.end = Some(end);
+                    return self.read_rest(shared, worker, &mut frames);
+                }
+            }
+        }
+    }
+
+    fn take_in(
+        &mut self,
+        shared: &Arc<Shared>,
+        worker: WorkerKey,
+        frames: &mut Vec<Frame<Reply>>,
+    ) -> Result<(), String> {
+        let decoded = loop {
+            match self.codec.decode(&mut self.bytes) {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let taken = shared.answered(worker, frames);
+        decoded.map_err(|error: FrameError| error.to_string())?;
+        taken.map_err(|Violation| "answered a task that it had not been given".to_string())
+    }
+
+    /// Reads what the worker had sent before it ended.
+    fn read_rest(
+        &mut self,
+        shared: &Arc<Shared>,
+        worker: WorkerKey,
+        frames: &mut Vec<Frame<Reply>>,
+    ) -> Option<String> {
+        let mut total = 0;
+        while total < LAST_READS {
+            self.bytes.reserve(READ_SIZE);
+            match self.results.try_read_buf(&mut self.bytes) {
+                Ok(read @ 1..) => total += read,
+                _ => break,
+            }
+            if let Err(violation) = self.take_in(shared, worker, frames) {
+                return Some(violation);
+            }
+        }
+        None
+    }
+
+    /// Waits until the process has ended, and tells what is known of that.
+    async fn bury(&mut self) -> ExitReport {
+        let end = match self.end {
+            Some(end) => end,
+            None => self.ended.as_mut().await,
+        };
+        // From here on there is nobody to be killed, and the future must not be polled again.
+        self.end = Some(end);
+        self.ended = std::future::ready(end).boxed();
+        self.stdout.1.finish().await;
+        self.stderr.1.finish().await;
+        let signal = end.and_then(|end| exit_signal(end.status));
+        ExitReport {
+            pid: self.pid,
+            code: end.and_then(|end| exit_code(end.status)),
+            signal: signal.map(|(signal, _)| signal),
+            core_dumped: signal.is_some_and(|(_, core_dumped)| core_dumped),
+            cause: match (end, signal) {
+                (None, _) => ExitCause::Unknown,
+                (Some(_), Some(_)) => ExitCause::Signalled,
+                (Some(_), None) => ExitCause::Exited,
+            },
+            detail: None,
+            stderr_tail: self.stderr.0.text(),
+            stdout_tail: self.stdout.0.text(),
+            max_rss: end.map_or(0, |end| end.max_rss),
+        }
+    }
+}
+
+/// Finds out why a worker that was ready has ended.
+fn explain(report: &mut ExitReport, shared: &Shared, worker: WorkerKey, violation: Option<String>) {
+    if violation.is_some() {
+        report.cause = ExitCause::ProtocolViolation;
+        report.detail = violation;
+    } else if shared.is_unresponsive(worker) {
+        report.cause = ExitCause::Unresponsive;
+    } else if report.signal.is_some() && shared.last_words(worker) == STACK_OVERFLOW {
+        report.cause = ExitCause::StackOverflow;
+    } else if is_out_of_memory(report, shared.settings.memory_limit) {
+        report.cause = ExitCause::OutOfMemory;
+    }
+}
+
+/// Whether a worker died for want of memory: as Rust's allocation failures say, or because it died
+/// close to its limit.
+fn is_out_of_memory(report: &ExitReport, limit: Option<u64>) -> bool {
+    let is_abort = report.signal == Some(libc::SIGABRT);
+    if is_abort && report.stderr_tail.contains("memory allocation of ") {
+        return true;
+    }
+    let is_crash = is_abort || matches!(report.signal, Some(libc::SIGSEGV | libc::SIGBUS));
+    limit.is_some_and(|limit| is_crash && report.max_rss >= limit / 10 * 9)
+}
+
+fn not_ready(reason: String) -> PoolError {
+    PoolError::NotReady { reason }
+}

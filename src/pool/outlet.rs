@@ -1,0 +1,172 @@
+//! The stream of requests to one worker, which any thread may write to.
+
+use crate::wire::{Request, write_frame};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::net::unix::pipe;
+use tokio::sync::Notify;
+
+/// Bodies up to this size are copied behind their heads; longer ones are written from where
+/// they are.
+const COPY_LIMIT: usize = 16 * 1024;
+
+/// So many bytes are written although more may follow at once.
+const EAGER_FLUSH: usize = 32 * 1024;
+
+/// How many pieces go into one write.
+const MAX_SLICES: usize = 16;
+
+/// A queue of frames, and the pipe that they go to.
+pub(super) struct Outlet {
+    queue: Mutex<Queue>,
+    /// The pipe is full: whoever sees this waits for room and goes on.
+    stuck: Notify,
+}
+
+struct Queue {
+    /// `None` once closed.
+    pipe: Option<pipe::Sender>,
+    pieces: VecDeque<Bytes>,
+    /// How much of the first piece is written.
+    written: usize,
+    /// The last piece, still growing.
+    tail: Vec<u8>,
+    is_stuck: bool,
+}
+
+impl Outlet {
+    pub(super) fn new(pipe: pipe::Sender) -> Outlet {
+        Outlet {
+            queue: Mutex::new(Queue {
+                pipe: Some(pipe),
+                pieces: VecDeque::new(),
+                written: 0,
+                tail: Vec::new(),
+                is_stuck: false,
+            }),
+            stuck: Notify::new(),
+        }
+    }
+
+    /// Queues a frame; true if so much has come together that it should be written.
+    pub(super) fn push(&self, head: &Request, body: Bytes) -> bool {
+        let mut queue = self.lock();
+        if queue.pipe.is_none() {
+            return false;
+        }
+        write_frame(head, body.len(), &mut queue.tail);
+        if body.len() <= COPY_LIMIT {
+            queue.tail.extend_from_slice(&body);
+        } else {
+            queue.seal_tail();
+            queue.pieces.push_back(body);
+        }
+        !queue.pieces.is_empty() || queue.tail.len() >= EAGER_FLUSH
+    }
+
+    /// Writes what is queued, as far as the pipe takes it now.
+    pub(super) fn flush(&self) {
+        let mut queue = self.lock();
+        if !queue.is_stuck && queue.write_all() {
+            queue.is_stuck = true;
+            self.stuck.notify_one();
+        }
+    }
+
+    /// Ends the stream, once all that was queued is written; what is not is dropped.
+    pub(super) fn close(&self) {
+        let mut queue = self.lock();
+        queue.write_all();
+        queue.pipe = None;
+        queue.pieces.clear();
+        queue.tail = Vec::new();
+    }
+
+    /// Goes on writing whenever the pipe has been full and has room again. Never returns.
+    pub(super) async fn pump(&self) {
+        loop {
+            self.stuck.notified().await;
+            while self.lock().is_stuck {
+                self.wait_for_room().await;
+                let mut queue = self.lock();
+                queue.is_stuck = queue.write_all();
+            }
+        }
+    }
+
+    async fn wait_for_room(&self) {
+        // The pipe stays where it is, so that other threads may close it meanwhile.
+        std::future::poll_fn(|context| {
+            let queue = self.lock();
+            match &queue.pipe {
+                Some(pipe) => pipe.poll_write_ready(context).map(drop),
+                None => std::task::Poll::Ready(()),
+            }
+        })
+        .await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn seal_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.pieces.push_back(Bytes::from(std::mem::take(&mut self.tail)));
+        }
+    }
+
+    /// Writes until nothing is left or the pipe is full; true if it is.
+    fn write_all(&mut self) -> bool {
+        let Some(pipe) = &self.pipe else { return false };
+        // Mostly there is just the tail, whose memory is then kept.
+        if self.pieces.is_empty() && !self.tail.is_empty() {
+            match pipe.try_write(&self.tail) {
+                Ok(written) if written == self.tail.len() => {
+                    self.tail.clear();
+                    return false;
+                }
+                Ok(written) => {
+                    self.seal_tail();
+                    self.written = written;
+                }
+                Err(error) => return is_full(&error),
+            }
+        }
+        self.seal_tail();
+        while !self.pieces.is_empty() {
+            let Some(pipe) = &self.pipe else { return false };
+            match pipe.try_write_vectored(&self.slices()) {
+                Ok(written) => self.advance(written),
+                Err(error) => return is_full(&error),
+            }
+        }
+        false
+    }
+
+    fn slices(&self) -> Vec<IoSlice<'_>> {
+        let mut skip = self.written;
+        let pieces = self.pieces.iter().take(MAX_SLICES);
+        pieces.map(|piece| IoSlice::new(&piece[std::mem::take(&mut skip)..])).collect()
+    }
+
+    fn advance(&mut self, written: usize) {
+        self.written += written;
+        while let Some(first) = self.pieces.front()
+            && self.written >= first.len()
+        {
+            self.written -= first.len();
+            self.pieces.pop_front();
+        }
+    }
+}
+
+/// Whether a write should be tried again. If not, the worker does not read any more: it is about
+/// to be found dead.
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}

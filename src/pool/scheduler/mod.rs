@@ -1,0 +1,593 @@
+//! Which task runs where, and when: a state machine without I/O and without a clock.
+//!
+//! Events go in as method calls, with the time as an argument; what is to be done comes out as
+//! [`Action`]s. The one thing that it asks of the world is the [`Ledger`]: whether a task that
+//! was sent has begun, which only the worker and the memory that it shares with the pool know.
+//!
+//! What it promises, and `tests.rs` holds it to, over random sequences of events:
+//! * each accepted task is resolved exactly once;
+//! * no task begins twice unless it was to be retried;
+//! * no worker is idle beside a waiting task;
+//! * with everything resolved and a shutdown asked for, it terminates.
+
+mod health;
+mod queue;
+mod slot;
+#[cfg(test)]
+mod tests;
+mod upkeep;
+
+use crate::task::{PoolError, Priority};
+use health::Health;
+use queue::{Entry, Queue};
+use slab::Slab;
+use slot::{Fate, Phase, Slot};
+
+/// Nanoseconds of a monotonic clock.
+pub(super) type Nanos = u64;
+
+/// How long a worker that was told to end may take.
+const CLOSE_LIMIT: Nanos = 2_000_000_000;
+
+/// How long a worker that says that it is dying may take.
+const DYING_LIMIT: Nanos = 10_000_000_000;
+
+/// A worker, by its place in the scheduler.
+pub(super) type WorkerKey = usize;
+
+/// An accepted task: its place in the scheduler, and its number, which no other task has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TaskKey {
+    pub(super) place: u32,
+    pub(super) id: u64,
+}
+
+/// What is known of tasks that were sent.
+pub(super) trait Ledger {
+    /// A task is about to be sent.
+    fn offer(&self, worker: WorkerKey, seq: u64);
+    /// Takes a task back, unless it has begun: true if it never will.
+    fn take_back(&self, worker: WorkerKey, seq: u64) -> bool;
+    /// When a task began, if it has.
+    fn began_at(&self, worker: WorkerKey, seq: u64) -> Option<Nanos>;
+}
+
+/// How a pool is to behave.
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    pub(super) max_workers: usize,
+    pub(super) min_workers: usize,
+    pub(super) idle_timeout: Nanos,
+    pub(super) cancel_grace: Nanos,
+    pub(super) max_tasks_per_worker: u64,
+}
+
+/// How a task is to be run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Terms {
+    pub(super) priority: Priority,
+    pub(super) timeout: Option<Nanos>,
+    pub(super) retries: u32,
+    /// The size of its arguments.
+    pub(super) bytes: u32,
+}
+
+/// What a task comes to that no worker has answered.
+#[derive(Clone, Debug)]
+pub(super) enum Verdict {
+    Cancelled,
+    TimedOut(Nanos),
+    /// Its worker died, of what is known to whoever reported it.
+    Died,
+    ShutDown,
+    Broken(PoolError),
+}
+
+/// Something for the driver to do, in this order.
+#[derive(Debug)]
+pub(super) enum Action<T> {
+    Start(WorkerKey),
+    Send {
+        worker: WorkerKey,
+        seq: u64,
+        task: TaskKey,
+    },
+    Cancel {
+        worker: WorkerKey,
+        seq: u64,
+    },
+    Kill {
+        worker: WorkerKey,
+        unresponsive: bool,
+    },
+    /// End its stream of requests, so that it ends by itself.
+    Close(WorkerKey),
+    Resolve(T, Verdict),
+    /// All workers that [`Scheduler::warm_up`] asked for are ready, or never will be.
+    WarmedUp(Result<(), PoolError>),
+    /// Nothing is left to be done.
+    Terminated,
+}
+
+/// What a worker has answered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Answer {
+    /// The task has a value.
+    pub(super) is_value: bool,
+    pub(super) over_rss: bool,
+    /// The worker will end by itself.
+    pub(super) dying: bool,
+    /// The task had been taken back, and was not run.
+    pub(super) skipped: bool,
+}
+
+/// A worker has said what none should.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Violation;
+
+/// Numbers for statistics. All but the last group count up from the pool's start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) submitted: u64,
+    pub(super) succeeded: u64,
+    pub(super) failed: u64,
+    pub(super) cancelled: u64,
+    pub(super) timed_out: u64,
+    pub(super) retried: u64,
+    pub(super) workers_started: u64,
+    pub(super) workers_died: u64,
+    pub(super) workers_recycled: u64,
+
+    pub(super) queued: usize,
+    pub(super) running: usize,
+    pub(super) starting: usize,
+    pub(super) idle: usize,
+    pub(super) workers: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Running,
+    /// Finishing what was accepted.
+    Draining,
+    /// Ending at once.
+    Stopping,
+    Terminated,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Queued,
+    Sent { worker: u32, seq: u64 },
+}
+
+#[derive(Debug, Default)]
+struct Phases {
+    starting: usize,
+    ready: usize,
+    retiring: usize,
+}
+
+#[derive(Debug)]
+struct Task<T> {
+    job: T,
+    id: u64,
+    place: Place,
+    timeout: Nanos,
+    attempts: u32,
+    retries: u32,
+    bytes: u32,
+    priority: Priority,
+}
+
+/// The state machine. `T` is whatever the driver knows a task by.
+pub(super) struct Scheduler<T> {
+    config: Config,
+    stage: Stage,
+    tasks: Slab<Task<T>>,
+    queue: Queue,
+    slots: Slab<Slot>,
+    /// How many of them are in each phase.
+    phases: Phases,
+    /// Idle workers; the one that was busy last is taken first, so that the others may retire.
+    idle: Vec<WorkerKey>,
+    /// Tasks that were sent and are not answered, over all workers.
+    in_flight: usize,
+    /// Workers that were sent a task and have not answered, and are not about to die.
+    busy: usize,
+    health: Health,
+    /// How many workers were ever started.
+    starts: u64,
+    is_warming: bool,
+    stop_at: Nanos,
+    /// The earliest alarm, unless it has become later since.
+    next_alarm: Nanos,
+    counts: Counts,
+    pub(super) actions: Vec<Action<T>>,
+}
+
+impl<T> Scheduler<T> {
+    pub(super) fn new(config: Config) -> Scheduler<T> {
+        Scheduler {
+            config,
+            stage: Stage::Running,
+            tasks: Slab::new(),
+            queue: Queue::default(),
+            slots: Slab::new(),
+            phases: Phases::default(),
+            idle: Vec::new(),
+            in_flight: 0,
+            busy: 0,
+            health: Health::default(),
+            starts: 0,
+            is_warming: false,
+            stop_at: Nanos::MAX,
+            next_alarm: Nanos::MAX,
+            counts: Counts::default(),
+            actions: Vec::new(),
+        }
+    }
+
+    /// Starts what is to be there from the start.
+    pub(super) fn open(&mut self, now: Nanos, ledger: &dyn Ledger) {
+        self.settle(now, ledger);
+    }
+
+    /// Accepts a task.
+    ///
+    /// # Errors
+    /// Gives the task back with what has become of it.
+    pub(super) fn submit(
+        &mut self,
+        job: T,
+        id: u64,
+        terms: Terms,
+        now: Nanos,
+        ledger: &dyn Ledger,
+    ) -> Result<TaskKey, (T, Verdict)> {
+        if self.stage != Stage::Running {
+            return Err((job, Verdict::ShutDown));
+        }
+        if let Some(cause) = self.health.broken(now)
+            && self.phases.ready == 0
+        {
+            return Err((job, Verdict::Broken(cause.clone())));
+        }
+        self.counts.submitted += 1;
+        let place = self.tasks.insert(Task {
+            job,
+            id,
+            place: Place::Queued,
+            timeout: terms.timeout.unwrap_or(Nanos::MAX),
+            attempts: 0,
+            retries: terms.retries,
+            bytes: terms.bytes,
+            priority: terms.priority,
+        }) as u32;
+        // While others wait there is no worker with room, or they would have it.
+        let others_wait = !self.queue.is_empty();
+        self.queue.push_back(terms.priority, Entry { key: place, id });
+        if others_wait {
+            self.start_missing(now);
+        } else {
+            self.settle(now, ledger);
+        }
+        Ok(TaskKey { place, id })
+    }
+
+    /// The task, if it is not resolved yet.
+    pub(super) fn job(&self, task: TaskKey) -> Option<&T> {
+        self.task(task).map(|task| &task.job)
+    }
+
+    /// Which attempt at the task is the current one, from 1.
+    pub(super) fn attempt(&self, task: TaskKey) -> u32 {
+        self.task(task).map_or(0, |task| task.attempts)
+    }
+
+    /// How many tasks a worker was sent and has not answered.
+    pub(super) fn in_pipeline(&self, worker: WorkerKey) -> u64 {
+        self.slots.get(worker).map_or(0, |slot| slot.sent.len() as u64)
+    }
+
+    /// The worker that the task was sent to, and under which number.
+    pub(super) fn whereabouts(&self, task: TaskKey) -> Option<(WorkerKey, u64)> {
+        match self.task(task)?.place {
+            Place::Queued => None,
+            Place::Sent { worker, seq } => Some((worker as usize, seq)),
+        }
+    }
+
+    /// The task that a worker was sent under this number, while it is open.
+    pub(super) fn task_at(&self, worker: WorkerKey, seq: u64) -> Option<TaskKey> {
+        let slot = self.slots.get(worker)?;
+        let first = slot.sent.front()?.seq;
+        let sent = slot.sent.get(usize::try_from(seq.checked_sub(first)?).ok()?)?;
+        let is_open = matches!(sent.fate, Fate::Open | Fate::TimedOut);
+        let place = is_open.then_some(sent.task)?;
+        Some(TaskKey { place, id: self.tasks.get(place as usize)?.id })
+    }
+
+    /// Resolves a task as cancelled, unless it is resolved already.
+    pub(super) fn cancel(&mut self, task: TaskKey, now: Nanos, ledger: &dyn Ledger) {
+        let Some(place) = self.task(task).map(|task| task.place) else { return };
+        match place {
+            Place::Queued => self.resolve_queued(task.place, Verdict::Cancelled),
+            Place::Sent { worker, seq } => {
+                let worker = worker as usize;
+                let taken_back = ledger.take_back(worker, seq);
+                let fate = if taken_back { Fate::TakenBack } else { Fate::Abandoned };
+                self.resolve(task.place, Verdict::Cancelled);
+                self.set_fate(worker, seq, fate);
+                if !taken_back {
+                    self.actions.push(Action::Cancel { worker, seq });
+                    self.kill_at(worker, now.saturating_add(self.config.cancel_grace));
+                    self.take_back_behind(worker, seq, ledger);
+                }
+            }
+        }
+        self.settle(now, ledger);
+    }
+
+    /// A worker is ready for tasks.
+    pub(super) fn worker_ready(
+        &mut self,
+        worker: WorkerKey,
+        has_page: bool,
+        now: Nanos,
+        ledger: &dyn Ledger,
+    ) {
+        if self.slots[worker].phase != Phase::Starting {
+            return;
+        }
+        self.set_phase(worker, Phase::Ready);
+        self.slots[worker].has_page = has_page;
+        self.counts.workers_started += 1;
+        self.rest_or_retire(worker, now);
+        self.settle(now, ledger);
+    }
+
+    /// A worker could not be started.
+    pub(super) fn start_failed(
+        &mut self,
+        worker: WorkerKey,
+        cause: PoolError,
+        now: Nanos,
+        ledger: &dyn Ledger,
+    ) {
+        self.remove(worker);
+        if self.stage != Stage::Stopping {
+            self.health.failed(cause, now);
+        }
+        if self.phases.ready == 0
+            && let Some(cause) = self.health.broken(now).cloned()
+        {
+            self.fail_queue(&cause);
+        }
+        self.settle(now, ledger);
+    }
+
+    /// A worker has answered its first task; to be followed by
+    /// [`answers_end`](Self::answers_end). Gives back the task that it was, if that is open.
+    ///
+    /// # Errors
+    /// [`Violation`] if that is not what it had to answer.
+    pub(super) fn answered(
+        &mut self,
+        worker: WorkerKey,
+        seq: u64,
+        answer: Answer,
+        now: Nanos,
+    ) -> Result<Option<T>, Violation> {
+        let slot = self.slots.get_mut(worker).ok_or(Violation)?;
+        let head = slot.sent.front().ok_or(Violation)?;
+        if head.seq != seq || answer.skipped != (head.fate == Fate::TakenBack) {
+            return Err(Violation);
+        }
+        let was_busy = slot.is_busy();
+        let sent = slot.pop(now).ok_or(Violation)?;
+        self.in_flight -= 1;
+        self.busy -= usize::from(was_busy && !slot.is_busy());
+        if answer.skipped {
+            return Ok(None);
+        }
+        slot.answers += 1;
+        slot.tasks_done += 1;
+        slot.is_over_rss |= answer.over_rss;
+        if answer.dying && slot.phase != Phase::Dying {
+            slot.kill_at = now.saturating_add(DYING_LIMIT);
+            self.set_phase(worker, Phase::Dying);
+        }
+        self.health.worked();
+        let is_open = matches!(sent.fate, Fate::Open | Fate::TimedOut);
+        Ok(is_open.then(|| {
+            self.counts.succeeded += u64::from(answer.is_value);
+            self.counts.failed += u64::from(!answer.is_value);
+            self.tasks.remove(sent.task as usize).job
+        }))
+    }
+
+    /// These were all the answers that a worker had sent.
+    pub(super) fn answers_end(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
+        let Some(slot) = self.slots.get_mut(worker) else { return };
+        slot.measure(now);
+        match slot.phase {
+            Phase::Dying => self.take_back_all(worker, ledger),
+            Phase::Ready if slot.is_over_rss => self.recycle_in_turn(worker),
+            _ => {}
+        }
+        self.rest_or_retire(worker, now);
+        self.settle(now, ledger);
+    }
+
+    /// A worker that was ready has ended.
+    ///
+    /// Its tasks that had begun are resolved as [`Verdict::Died`] unless they are to be retried;
+    /// the others go back into the queue.
+    pub(super) fn worker_gone(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
+        self.take_back_all(worker, ledger);
+        let phase = self.slots[worker].phase;
+        let slot = self.remove(worker);
+        self.in_flight -= slot.sent.len();
+        let mut had_begun = false;
+        for sent in slot.sent {
+            match sent.fate {
+                Fate::TakenBack => {}
+                Fate::Abandoned => had_begun = true,
+                Fate::Open | Fate::TimedOut => {
+                    had_begun = true;
+                    self.retry_or_resolve(sent.task, sent.fate);
+                }
+            }
+        }
+        match phase {
+            Phase::Closing => {}
+            Phase::Dying if self.stage == Stage::Stopping => {}
+            _ if had_begun || phase == Phase::Dying => self.counts.workers_died += 1,
+            _ => {
+                // Nobody is to blame but the worker itself: do not start them over and over.
+                self.counts.workers_died += 1;
+                let reason = "a worker died while it had nothing to do".into();
+                self.health.failed(PoolError::NotReady { reason }, now);
+            }
+        }
+        self.settle(now, ledger);
+    }
+
+    /// Starts as many workers as there may be.
+    pub(super) fn warm_up(&mut self, now: Nanos, ledger: &dyn Ledger) {
+        self.is_warming = true;
+        self.settle(now, ledger);
+    }
+
+    /// Accepts no more tasks, and terminates when those accepted are resolved; at the given time
+    /// as with [`stop`](Self::stop).
+    pub(super) fn drain(&mut self, stop_at: Nanos, now: Nanos, ledger: &dyn Ledger) {
+        if self.stage == Stage::Running {
+            self.stage = Stage::Draining;
+        }
+        self.stop_at = self.stop_at.min(stop_at);
+        self.wake_by(self.stop_at);
+        self.settle(now, ledger);
+    }
+
+    /// Resolves everything, kills everybody, and terminates.
+    pub(super) fn stop(&mut self, now: Nanos, ledger: &dyn Ledger) {
+        if matches!(self.stage, Stage::Running | Stage::Draining) {
+            self.stage = Stage::Stopping;
+            let open: Vec<_> = self.tasks.iter().map(|(key, task)| (key as u32, task.place)).collect();
+            for (key, place) in open {
+                match place {
+                    Place::Queued => self.resolve_queued(key, Verdict::ShutDown),
+                    Place::Sent { worker, seq } => {
+                        self.resolve(key, Verdict::ShutDown);
+                        self.set_fate(worker as usize, seq, Fate::Abandoned);
+                    }
+                }
+            }
+            let workers: Vec<_> = self.slots.iter().map(|(worker, _)| worker).collect();
+            for worker in workers {
+                self.kill(worker, false);
+            }
+        }
+        self.settle(now, ledger);
+    }
+
+    /// When [`tick`](Self::tick) wants to be called next.
+    pub(super) fn next_alarm(&self) -> Nanos {
+        self.next_alarm
+    }
+
+    /// Time has passed.
+    pub(super) fn tick(&mut self, now: Nanos, ledger: &dyn Ledger) {
+        if now >= self.stop_at {
+            self.stop_at = Nanos::MAX;
+            self.stop(now, ledger);
+        }
+        let due: Vec<_> =
+            self.slots.iter().filter(|(_, slot)| slot.alarm <= now).map(|(worker, _)| worker).collect();
+        for worker in due {
+            self.attend(worker, now, ledger);
+        }
+        self.settle(now, ledger);
+        let alarms = self.slots.iter().map(|(_, slot)| slot.alarm);
+        self.next_alarm = alarms.chain([self.stop_at, self.start_alarm(now)]).min().unwrap_or(Nanos::MAX);
+    }
+
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.stage != Stage::Running
+    }
+
+    /// Counts and gauges as they are now.
+    pub(super) fn counts(&self, ledger: &dyn Ledger) -> Counts {
+        let running =
+            self.slots.iter().flat_map(|(worker, slot)| slot.sent.iter().map(move |sent| (worker, sent)));
+        let running = running
+            .filter(|(worker, sent)| {
+                sent.fate != Fate::TakenBack && ledger.began_at(*worker, sent.seq).is_some()
+            })
+            .count();
+        Counts {
+            queued: self.tasks.len().saturating_sub(running),
+            running,
+            starting: self.phases.starting,
+            idle: self.idle.len(),
+            workers: self.slots.len(),
+            ..self.counts
+        }
+    }
+
+    /// A worker's phase, tasks done, and the first task that it was sent.
+    pub(super) fn worker(
+        &self,
+        worker: WorkerKey,
+    ) -> Option<(WorkerPhase, u64, Option<(u64, Option<TaskKey>)>)> {
+        let slot = self.slots.get(worker)?;
+        let phase = match slot.phase {
+            Phase::Starting => WorkerPhase::Starting,
+            Phase::Ready if slot.sent.is_empty() => WorkerPhase::Idle,
+            Phase::Ready => WorkerPhase::Busy,
+            Phase::Retiring | Phase::Closing | Phase::Dying => WorkerPhase::Retiring,
+        };
+        let first = slot.sent.front().map(|sent| (sent.seq, self.task_at(worker, sent.seq)));
+        Some((phase, slot.tasks_done, first))
+    }
+
+    fn task(&self, task: TaskKey) -> Option<&Task<T>> {
+        self.tasks.get(task.place as usize).filter(|found| found.id == task.id)
+    }
+
+    /// Hands out what waits, starts workers as needed, and terminates when all is done.
+    ///
+    /// Every event ends with this. It takes no time in proportion to the workers unless there is
+    /// something to be done for it.
+    fn settle(&mut self, now: Nanos, ledger: &dyn Ledger) {
+        self.dispatch(now, ledger);
+        self.start_missing(now);
+        self.finish_warming(now);
+        if self.stage != Stage::Running && self.tasks.is_empty() {
+            self.end_all(now);
+        }
+    }
+
+    fn dispatch(&mut self, now: Nanos, ledger: &dyn Ledger) {
+        while !self.queue.is_empty() {
+            let Some(worker) = self.take_idle().or_else(|| self.roomiest()) else { return };
+            loop {
+                self.send_next(worker, now, ledger);
+                if self.queue.is_empty() || !self.idle.is_empty() || !self.slots[worker].has_room() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// What a worker does, as its pool sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WorkerPhase {
+    Starting,
+    Idle,
+    Busy,
+    Retiring,
+}

@@ -1,0 +1,200 @@
+//! What the scheduler knows of one worker.
+
+use super::Nanos;
+use crate::wire::SLOTS;
+use std::collections::VecDeque;
+
+/// How much work a worker may have before it: long enough to hide the time that its results and
+/// new tasks take to cross (some 100 us when a core must be woken), short enough that what waits
+/// behind it would not have begun much earlier elsewhere.
+const PIPELINE: Nanos = 400_000;
+
+/// The most tasks that a worker may have before it; below the number of slots, so that a slot is
+/// never needed twice.
+const MAX_DEPTH: u64 = SLOTS / 2;
+
+/// The most bytes of arguments that a worker may have before it, beside its first task.
+const MAX_BYTES: u64 = 256 * 1024;
+
+/// After this long at the head of its worker's pipeline, a task is not one of the short ones
+/// that were expected, and those behind it go elsewhere.
+pub(super) const STALL: Nanos = 2_000_000;
+
+/// A worker that has been sent a task and has not begun it for this long is killed.
+pub(super) const UNRESPONSIVE: Nanos = 10_000_000_000;
+
+/// Where a worker is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Not ready for tasks yet.
+    Starting,
+    /// At work, or idle.
+    Ready,
+    /// Gets no more tasks, and ends when it is done with those that it has.
+    Retiring,
+    /// Was told to end.
+    Closing,
+    /// Was killed, or is about to die by itself.
+    Dying,
+}
+
+/// What has become of a task that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing yet.
+    Open,
+    /// It has run out of time, and will be tried again when its worker is dead.
+    TimedOut,
+    /// Its caller has an answer already, but it still runs.
+    Abandoned,
+    /// It was taken back before it began; the worker has yet to find that out.
+    TakenBack,
+}
+
+/// A task that was sent to a worker.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) seq: u64,
+    /// Only meaningful while the task is open or timed out.
+    pub(super) task: u32,
+    pub(super) bytes: u32,
+    pub(super) fate: Fate,
+}
+
+/// One worker.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) phase: Phase,
+    /// Whether it shares a control page with the pool: without one, there is no pipelining.
+    pub(super) has_page: bool,
+    /// What it was sent and has not answered, in order.
+    pub(super) sent: VecDeque<Sent>,
+    pub(super) sent_bytes: u64,
+    pub(super) next_seq: u64,
+    /// When the first of these became the first; when idle, since when it is.
+    pub(super) head_since: Nanos,
+    /// What a task takes, as a moving average; 0 when nothing is known.
+    pub(super) service: Nanos,
+    pub(super) last_answer: Nanos,
+    pub(super) answers: u64,
+    pub(super) tasks_done: u64,
+    /// How many more tasks it may be sent.
+    pub(super) tasks_left: u64,
+    /// It has more memory than it should, and is to be recycled when its turn comes.
+    pub(super) is_over_rss: bool,
+    /// When to kill it, whatever it does.
+    pub(super) kill_at: Nanos,
+    /// When to look next whether its first task has stalled.
+    pub(super) stall_at: Nanos,
+    /// When to look next whether its first task has run out of time.
+    pub(super) timeout_at: Nanos,
+    /// When something is to be done about it.
+    pub(super) alarm: Nanos,
+    /// It is in the list of idle workers.
+    pub(super) is_listed: bool,
+    /// Its start has been called off.
+    pub(super) is_unwanted: bool,
+}
+
+impl Slot {
+    pub(super) fn new(tasks_left: u64) -> Slot {
+        Slot {
+            phase: Phase::Starting,
+            has_page: false,
+            sent: VecDeque::new(),
+            sent_bytes: 0,
+            next_seq: 1,
+            head_since: 0,
+            service: 0,
+            last_answer: 0,
+            answers: 0,
+            tasks_done: 0,
+            tasks_left,
+            is_over_rss: false,
+            kill_at: Nanos::MAX,
+            stall_at: Nanos::MAX,
+            timeout_at: 0,
+            alarm: Nanos::MAX,
+            is_listed: false,
+            is_unwanted: false,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.phase == Phase::Ready && self.sent.is_empty()
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.phase != Phase::Dying && !self.sent.is_empty()
+    }
+
+    /// Whether another task may be sent behind those that it has.
+    pub(super) fn has_room(&self) -> bool {
+        self.phase == Phase::Ready
+            && self.tasks_left > 0
+            && !self.sent.is_empty()
+            && (self.sent.len() as u64) < self.depth()
+            && self.sent_bytes < MAX_BYTES
+    }
+
+    fn depth(&self) -> u64 {
+        if !self.has_page || self.service == 0 {
+            return 1;
+        }
+        (PIPELINE / self.service).clamp(1, MAX_DEPTH)
+    }
+
+    pub(super) fn push(&mut self, task: u32, bytes: u32, now: Nanos) -> u64 {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.tasks_left -= 1;
+        if self.sent.is_empty() {
+            self.new_head(now);
+            self.last_answer = now;
+        }
+        self.sent.push_back(Sent { seq, task, bytes, fate: Fate::Open });
+        self.sent_bytes += u64::from(bytes);
+        seq
+    }
+
+    /// Takes out the first task.
+    pub(super) fn pop(&mut self, now: Nanos) -> Option<Sent> {
+        let head = self.sent.pop_front()?;
+        self.sent_bytes -= u64::from(head.bytes);
+        self.kill_at = if self.phase == Phase::Dying { self.kill_at } else { Nanos::MAX };
+        self.new_head(now);
+        Some(head)
+    }
+
+    pub(super) fn get_mut(&mut self, seq: u64) -> Option<&mut Sent> {
+        let first = self.sent.front()?.seq;
+        self.sent.get_mut(usize::try_from(seq.checked_sub(first)?).ok()?)
+    }
+
+    fn new_head(&mut self, now: Nanos) {
+        self.head_since = now;
+        self.stall_at = now.saturating_add(STALL);
+        self.timeout_at = 0;
+    }
+
+    /// Learns from the answers that have come at one time what a task takes.
+    pub(super) fn measure(&mut self, now: Nanos) {
+        if self.answers == 0 {
+            return;
+        }
+        let sample = (now.saturating_sub(self.last_answer) / self.answers).max(1);
+        self.last_answer = now;
+        self.answers = 0;
+        // Long tasks are believed at once, short ones by and by.
+        self.service = match self.service {
+            0 => sample,
+            known if sample > known.saturating_mul(8) => sample,
+            known => (known * 3 + sample) / 4,
+        };
+    }
+
+    /// It has turned out that a task takes at least this long.
+    pub(super) fn take_at_least(&mut self, time: Nanos) {
+        self.service = self.service.max(time);
+    }
+}

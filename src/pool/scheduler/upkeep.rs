@@ -1,0 +1,418 @@
+//! What the scheduler does between an event and its actions.
+
+use super::queue::Entry;
+use super::slot::{Fate, Phase, STALL, Slot, UNRESPONSIVE};
+use super::{Action, CLOSE_LIMIT, Ledger, Nanos, Place, Scheduler, Stage, Verdict, WorkerKey};
+use crate::task::PoolError;
+
+/// Tasks.
+impl<T> Scheduler<T> {
+    /// Sends the first task that waits to this worker.
+    pub(super) fn send_next(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
+        let tasks = &self.tasks;
+        let wanted = |entry: Entry| tasks.get(entry.key as usize).is_some_and(|task| task.id == entry.id);
+        let Some(entry) = self.queue.pop(wanted) else { return };
+        let task = &mut self.tasks[entry.key as usize];
+        let slot = &mut self.slots[worker];
+        self.busy += usize::from(!slot.is_busy());
+        let seq = slot.push(entry.key, task.bytes, now);
+        task.attempts += 1;
+        task.place = Place::Sent { worker: worker as u32, seq };
+        self.in_flight += 1;
+        ledger.offer(worker, seq);
+        let task = super::TaskKey { place: entry.key, id: entry.id };
+        self.actions.push(Action::Send { worker, seq, task });
+        if slot.tasks_left == 0 {
+            self.recycle(worker);
+        }
+        self.rearm(worker);
+    }
+
+    /// Puts a task that never began back at the head of the queue.
+    fn put_back(&mut self, key: u32) {
+        let task = &mut self.tasks[key as usize];
+        task.attempts -= 1;
+        task.place = Place::Queued;
+        self.queue.push_front(task.priority, Entry { key, id: task.id });
+    }
+
+    /// A task that had begun has lost its worker.
+    pub(super) fn retry_or_resolve(&mut self, key: u32, fate: Fate) {
+        let task = &mut self.tasks[key as usize];
+        if task.attempts <= task.retries && self.stage != Stage::Stopping {
+            task.place = Place::Queued;
+            self.queue.push_front(task.priority, Entry { key, id: task.id });
+            self.counts.retried += 1;
+        } else {
+            let verdict = match fate {
+                Fate::TimedOut => Verdict::TimedOut(task.timeout),
+                _ => Verdict::Died,
+            };
+            self.resolve(key, verdict);
+        }
+    }
+
+    pub(super) fn resolve(&mut self, key: u32, verdict: Verdict) {
+        let counter = match verdict {
+            Verdict::Cancelled => &mut self.counts.cancelled,
+            Verdict::TimedOut(_) => &mut self.counts.timed_out,
+            Verdict::Died | Verdict::ShutDown | Verdict::Broken(_) => &mut self.counts.failed,
+        };
+        *counter += 1;
+        let task = self.tasks.remove(key as usize);
+        self.actions.push(Action::Resolve(task.job, verdict));
+    }
+
+    pub(super) fn resolve_queued(&mut self, key: u32, verdict: Verdict) {
+        self.resolve(key, verdict);
+        let tasks = &self.tasks;
+        self.queue.forget_one(|entry| tasks.get(entry.key as usize).is_some_and(|task| task.id == entry.id));
+    }
+
+    pub(super) fn fail_queue(&mut self, cause: &PoolError) {
+        let queued: Vec<_> = self.tasks.iter().filter(|(_, task)| task.place == Place::Queued).collect();
+        let queued: Vec<_> = queued.into_iter().map(|(key, _)| key as u32).collect();
+        for key in queued {
+            self.resolve_queued(key, Verdict::Broken(cause.clone()));
+        }
+    }
+
+    /// Takes back what was sent to a worker and has not begun.
+    pub(super) fn take_back_all(&mut self, worker: WorkerKey, ledger: &dyn Ledger) {
+        self.take_back_behind(worker, 0, ledger);
+    }
+
+    /// The same, but only what was sent after the given number.
+    pub(super) fn take_back_behind(&mut self, worker: WorkerKey, seq: u64, ledger: &dyn Ledger) {
+        // From the back, so that each goes to the head of the queue and the order stays.
+        for at in (0..self.slots[worker].sent.len()).rev() {
+            let sent = &mut self.slots[worker].sent[at];
+            if sent.seq <= seq {
+                return;
+            }
+            if sent.fate == Fate::Open && ledger.take_back(worker, sent.seq) {
+                sent.fate = Fate::TakenBack;
+                let task = sent.task;
+                self.put_back(task);
+            }
+        }
+    }
+
+    pub(super) fn set_fate(&mut self, worker: WorkerKey, seq: u64, fate: Fate) {
+        if let Some(sent) = self.slots[worker].get_mut(seq) {
+            sent.fate = fate;
+        }
+    }
+}
+
+/// Workers.
+impl<T> Scheduler<T> {
+    pub(super) fn set_phase(&mut self, worker: WorkerKey, phase: Phase) {
+        let slot = &mut self.slots[worker];
+        let was_busy = slot.is_busy();
+        let old = std::mem::replace(&mut slot.phase, phase);
+        self.busy -= usize::from(was_busy && !slot.is_busy());
+        let was_listed = std::mem::take(&mut slot.is_listed);
+        for (phase, step) in [(old, -1), (phase, 1)] {
+            let count = match phase {
+                Phase::Starting => &mut self.phases.starting,
+                Phase::Ready => &mut self.phases.ready,
+                Phase::Retiring => &mut self.phases.retiring,
+                Phase::Closing | Phase::Dying => continue,
+            };
+            *count = count.wrapping_add_signed(step);
+        }
+        if was_listed {
+            self.idle.retain(|idle| *idle != worker);
+        }
+    }
+
+    pub(super) fn remove(&mut self, worker: WorkerKey) -> Slot {
+        // Out of the counts, and out of the list of the idle.
+        self.set_phase(worker, Phase::Dying);
+        self.slots.remove(worker)
+    }
+
+    /// Takes an idle worker off the list; none while as many as may be are busy, which happens when
+    /// one is ready to replace another that is not done.
+    pub(super) fn take_idle(&mut self) -> Option<WorkerKey> {
+        if self.busy >= self.config.max_workers {
+            return None;
+        }
+        let worker = self.idle.pop()?;
+        self.slots[worker].is_listed = false;
+        Some(worker)
+    }
+
+    /// The worker that may be sent more, and has least to do.
+    pub(super) fn roomiest(&self) -> Option<WorkerKey> {
+        let roomy = self.slots.iter().filter(|(_, slot)| slot.has_room());
+        roomy.min_by_key(|(_, slot)| slot.sent.len()).map(|(worker, _)| worker)
+    }
+
+    /// Lists a worker as idle if it has nothing to do, or ends it if it should be no more.
+    pub(super) fn rest_or_retire(&mut self, worker: WorkerKey, now: Nanos) {
+        let slot = &mut self.slots[worker];
+        if slot.is_idle() && !slot.is_listed {
+            slot.is_listed = true;
+            slot.head_since = now;
+            self.idle.push(worker);
+        } else if slot.phase == Phase::Retiring && slot.sent.is_empty() {
+            self.close(worker, now);
+        }
+        self.rearm(worker);
+    }
+
+    fn close(&mut self, worker: WorkerKey, now: Nanos) {
+        self.set_phase(worker, Phase::Closing);
+        self.actions.push(Action::Close(worker));
+        self.kill_at(worker, now.saturating_add(CLOSE_LIMIT));
+    }
+
+    pub(super) fn kill(&mut self, worker: WorkerKey, unresponsive: bool) {
+        let is_known = match self.slots[worker].phase {
+            Phase::Dying => true,
+            // It stays one that is starting, until its start has failed.
+            Phase::Starting => std::mem::replace(&mut self.slots[worker].is_unwanted, true),
+            Phase::Ready | Phase::Retiring | Phase::Closing => {
+                self.set_phase(worker, Phase::Dying);
+                false
+            }
+        };
+        if !is_known {
+            self.actions.push(Action::Kill { worker, unresponsive });
+        }
+        self.slots[worker].kill_at = Nanos::MAX;
+        self.rearm(worker);
+    }
+
+    pub(super) fn kill_at(&mut self, worker: WorkerKey, at: Nanos) {
+        self.slots[worker].kill_at = at;
+        self.rearm(worker);
+    }
+
+    /// Sends a worker no more tasks, and starts its replacement before it ends.
+    pub(super) fn recycle(&mut self, worker: WorkerKey) {
+        self.set_phase(worker, Phase::Retiring);
+        self.counts.workers_recycled += 1;
+        if self.stage == Stage::Running && self.free_places() > 0 {
+            self.start();
+        }
+    }
+
+    /// The same, unless too many are being replaced already.
+    pub(super) fn recycle_in_turn(&mut self, worker: WorkerKey) {
+        if self.phases.retiring < (self.config.max_workers / 4).max(1) {
+            self.recycle(worker);
+        }
+    }
+
+    /// Starts the workers that are wanted: for tasks that wait, and to keep the minimum.
+    pub(super) fn start_missing(&mut self, now: Nanos) {
+        if matches!(self.stage, Stage::Stopping | Stage::Terminated) {
+            return;
+        }
+        let wanted = self.wanted_starts();
+        if wanted == 0 {
+            return;
+        }
+        if now < self.health.next_start() {
+            self.wake_by(self.health.next_start());
+            return;
+        }
+        for _ in 0..wanted {
+            self.start();
+        }
+    }
+
+    /// How many workers may be started: up to the most there may be, or one more while others are
+    /// on their way out.
+    fn free_places(&self) -> usize {
+        let live = self.phases.starting + self.phases.ready;
+        let all = live + self.phases.retiring;
+        let max = self.config.max_workers;
+        max.saturating_sub(live).min((max + 1).saturating_sub(all))
+    }
+
+    fn wanted_starts(&self) -> usize {
+        let free = self.free_places();
+        if free == 0 || self.is_warming {
+            return free;
+        }
+        // What was sent behind another task waits too, until that turns out to be short.
+        let waiting = self.queue.len() + self.in_flight.saturating_sub(self.busy);
+        let for_tasks = if self.idle.is_empty() { waiting.saturating_sub(self.phases.starting) } else { 0 };
+        let for_minimum = match self.stage {
+            Stage::Running => {
+                self.config.min_workers.saturating_sub(self.phases.starting + self.phases.ready)
+            }
+            _ => 0,
+        };
+        for_tasks.max(for_minimum).min(free)
+    }
+
+    fn start(&mut self) {
+        let limit = self.config.max_tasks_per_worker;
+        // Workers of the first generation are recycled one after another, not all at once.
+        let generation = self.starts / self.config.max_workers as u64;
+        let stagger = match generation {
+            0 => limit / (2 * self.config.max_workers as u64) * self.starts,
+            _ => 0,
+        };
+        self.starts += 1;
+        let tasks_left = if limit == u64::MAX { limit } else { (limit - stagger).max(1) };
+        let worker = self.slots.insert(Slot::new(tasks_left));
+        self.phases.starting += 1;
+        self.actions.push(Action::Start(worker));
+    }
+
+    /// When starts that were put off are due.
+    pub(super) fn start_alarm(&self, now: Nanos) -> Nanos {
+        let at = self.health.next_start();
+        if at > now && self.wanted_starts() > 0 { at } else { Nanos::MAX }
+    }
+
+    pub(super) fn finish_warming(&mut self, now: Nanos) {
+        if !self.is_warming {
+            return;
+        }
+        let result = if self.stage != Stage::Running {
+            Err(PoolError::ShutDown)
+        } else if let Some(cause) = self.health.broken(now) {
+            Err(cause.clone())
+        } else if self.phases.ready >= self.config.max_workers {
+            Ok(())
+        } else {
+            return;
+        };
+        self.is_warming = false;
+        self.actions.push(Action::WarmedUp(result));
+    }
+
+    /// With nothing left to be done: ends the workers, and then the pool.
+    pub(super) fn end_all(&mut self, now: Nanos) {
+        let workers: Vec<_> = self.slots.iter().map(|(worker, slot)| (worker, slot.phase)).collect();
+        for (worker, phase) in workers {
+            match phase {
+                Phase::Starting => self.kill(worker, false),
+                Phase::Ready if self.slots[worker].sent.is_empty() => self.close(worker, now),
+                _ => {}
+            }
+        }
+        if self.slots.is_empty() && self.stage != Stage::Terminated {
+            self.stage = Stage::Terminated;
+            self.actions.push(Action::Terminated);
+        }
+    }
+}
+
+/// Time.
+impl<T> Scheduler<T> {
+    /// Sees to a worker whose alarm is due.
+    pub(super) fn attend(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
+        let slot = &self.slots[worker];
+        if now >= slot.kill_at {
+            self.kill(worker, false);
+            self.take_back_all(worker, ledger);
+        } else if slot.is_idle() {
+            if self.phases.ready > self.config.min_workers {
+                self.close(worker, now);
+            } else {
+                self.slots[worker].head_since = now;
+            }
+        } else if slot.phase == Phase::Ready || slot.phase == Phase::Retiring {
+            self.check_timeout(worker, now, ledger);
+            self.check_stall(worker, now, ledger);
+        }
+        self.rearm(worker);
+    }
+
+    /// Ends the worker's first task if its time is up.
+    fn check_timeout(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
+        let slot = &mut self.slots[worker];
+        let Some(head) = slot.sent.front().copied().filter(|head| head.fate == Fate::Open) else { return };
+        let task = &self.tasks[head.task as usize];
+        if task.timeout == Nanos::MAX {
+            return;
+        }
+        let Some(began) = began(ledger, worker, head.seq, slot.head_since, now) else {
+            // The time that it may take has not begun.
+            slot.timeout_at = now.saturating_add(task.timeout.clamp(1_000_000, STALL * 10));
+            return;
+        };
+        let due = began.saturating_add(task.timeout);
+        if now < due {
+            slot.timeout_at = due;
+            return;
+        }
+        let (timeout, is_last) = (task.timeout, task.attempts > task.retries);
+        if is_last {
+            self.resolve(head.task, Verdict::TimedOut(timeout));
+        }
+        self.set_fate(worker, head.seq, if is_last { Fate::Abandoned } else { Fate::TimedOut });
+        self.kill(worker, false);
+        self.take_back_all(worker, ledger);
+    }
+
+    /// Takes back what waits behind a task that turns out to be long, and gives up on a worker
+    /// that does not begin what it was sent.
+    fn check_stall(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
+        let slot = &mut self.slots[worker];
+        if now < slot.stall_at || slot.phase == Phase::Dying {
+            return;
+        }
+        let Some(head) = slot.sent.front().copied() else { return };
+        let waited = now.saturating_sub(slot.head_since);
+        slot.take_at_least(waited);
+        if ledger.began_at(worker, head.seq).is_some() || !slot.has_page {
+            slot.stall_at = Nanos::MAX;
+            return self.take_back_behind(worker, head.seq, ledger);
+        }
+        slot.stall_at =
+            now.saturating_add(waited.max(STALL)).min(slot.head_since.saturating_add(UNRESPONSIVE));
+        if waited >= UNRESPONSIVE {
+            self.kill(worker, true);
+        }
+        // It may just not have got a processor yet; but whoever has one may as well begin.
+        if waited >= 4 * STALL {
+            self.take_back_all(worker, ledger);
+        } else {
+            self.take_back_behind(worker, head.seq, ledger);
+        }
+    }
+
+    /// Sets a worker's alarm by what it does.
+    pub(super) fn rearm(&mut self, worker: WorkerKey) {
+        let Some(slot) = self.slots.get_mut(worker) else { return };
+        let alarm = match slot.phase {
+            Phase::Starting => Nanos::MAX,
+            _ if slot.kill_at != Nanos::MAX => slot.kill_at,
+            Phase::Ready | Phase::Retiring => match slot.sent.front() {
+                None => slot.head_since.saturating_add(self.config.idle_timeout),
+                Some(head) => {
+                    let timeout_at = match head.fate {
+                        Fate::Open => slot
+                            .timeout_at
+                            .max(slot.head_since.saturating_add(self.tasks[head.task as usize].timeout)),
+                        _ => Nanos::MAX,
+                    };
+                    timeout_at.min(slot.stall_at)
+                }
+            },
+            Phase::Closing | Phase::Dying => Nanos::MAX,
+        };
+        slot.alarm = alarm;
+        self.wake_by(alarm);
+    }
+
+    pub(super) fn wake_by(&mut self, at: Nanos) {
+        self.next_alarm = self.next_alarm.min(at);
+    }
+}
+
+/// When a task began, as its worker says, within what is possible: not before it came to the head
+/// of its worker's pipeline (unless it is a chunk's later item), and not in the future.
+fn began(ledger: &dyn Ledger, worker: WorkerKey, seq: u64, head_since: Nanos, now: Nanos) -> Option<Nanos> {
+    let began = ledger.began_at(worker, seq)?;
+    Some(if began > now { head_since } else { began })
+}

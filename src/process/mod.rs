@@ -1,0 +1,64 @@
+//! How a worker's process comes to be, and ends.
+//!
+//! This is a seam: a [`Launch`] yields a [`Process`], which is a byte stream each way, a way to
+//! kill it, and word of its end. The control page is there when the pool and the worker share a
+//! kernel; everything works without it.
+
+mod channel;
+mod child;
+mod control;
+mod fork_server;
+mod output;
+mod spawn;
+mod start;
+
+pub(crate) use child::{Duties, MARKER, Role, serve};
+pub(crate) use fork_server::ForkServer;
+pub use output::WorkerStdio;
+pub(crate) use output::{Follower, Output, Tail};
+pub(crate) use spawn::Spawn;
+pub(crate) use start::{Preload, Start};
+
+use crate::sys::child::{Ended, ProcessFd};
+use crate::task::PoolError;
+use crate::wire::Page;
+use futures::future::BoxFuture;
+use std::sync::Arc;
+use tokio::net::unix::pipe;
+
+/// A way to start workers.
+pub(crate) trait Launch: Send + Sync {
+    /// Starts a process that will be a worker.
+    fn start(&self) -> BoxFuture<'_, Result<Process, PoolError>>;
+
+    /// Ends what was started beside the workers, once these are gone.
+    fn stop(&self) -> BoxFuture<'_, ()>;
+
+    /// Kills everything at once, with no runtime to wait on.
+    fn abandon(&self);
+}
+
+/// A process that was started to be a worker.
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    /// To the worker.
+    pub(crate) requests: pipe::Sender,
+    /// From the worker.
+    pub(crate) results: pipe::Receiver,
+    pub(crate) page: Option<Page>,
+    pub(crate) stdout: Output,
+    pub(crate) stderr: Output,
+    pub(crate) killer: Killer,
+    /// Resolves when the process has ended, to `None` if nobody can tell how.
+    pub(crate) ended: BoxFuture<'static, Option<Ended>>,
+}
+
+/// Kills one process, and never another that got its pid.
+#[derive(Clone, Debug)]
+pub(crate) struct Killer(Arc<ProcessFd>);
+
+impl Killer {
+    pub(crate) fn kill(&self) {
+        self.0.kill();
+    }
+}

@@ -1,0 +1,294 @@
+//! What the two ways to start a process have in common.
+
+use super::channel;
+use super::child::{MARKER, Role};
+use super::control::{Notice, Order, Refusal};
+use super::output::{Output, WorkerStdio};
+use super::{Killer, Process};
+use crate::sys::child::{Ended, ProcessFd, try_wait};
+use crate::sys::readiness::{watch_process, watch_socket};
+use crate::task::PoolError;
+use crate::wire::{PROTOCOL, Page, build_identity};
+use futures::future::BoxFuture;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Pid;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+
+/// How long a started process may take to say its first word. It does so before `main`, after
+/// no more than loading the program.
+pub(super) const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a process that was told to end may take before it is killed.
+pub(super) const END_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How processes are to be started.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Start {
+    pub(crate) clear_env: bool,
+    /// What to set and, with `None`, to remove.
+    pub(crate) env: Vec<(OsString, Option<OsString>)>,
+    pub(crate) current_dir: Option<PathBuf>,
+    pub(crate) stdout: WorkerStdio,
+    pub(crate) stderr: WorkerStdio,
+    pub(crate) preload: Option<Preload>,
+    /// How many pools there are around the new processes.
+    pub(crate) depth: u32,
+}
+
+/// A function to be run once in the fork server.
+#[derive(Clone, Debug)]
+pub(crate) struct Preload {
+    pub(crate) shim: u64,
+    pub(crate) arguments: Vec<u8>,
+}
+
+/// A started process before anything else is known of it: killed and reaped when dropped.
+pub(super) struct Started {
+    pub(super) socket: Arc<AsyncFd<OwnedFd>>,
+    pub(super) child: ChildGuard,
+}
+
+/// A child of this process that has not been reaped.
+pub(super) struct ChildGuard {
+    pub(super) pid: Pid,
+    pub(super) process: Arc<ProcessFd>,
+    /// What to hang up on so that it ends by itself, and cleans up, rather than be killed.
+    socket: Option<Arc<AsyncFd<OwnedFd>>>,
+    reaped: bool,
+}
+
+impl ChildGuard {
+    /// Waits for the end of the process.
+    pub(super) async fn ended(mut self) -> Option<Ended> {
+        let watched = watch_process(self.process.clone()).ok()?;
+        let _ready = watched.readable().await.ok()?;
+        self.reap()
+    }
+
+    /// Reaps the process, which has ended; `None` if somebody else in this program did.
+    fn reap(&mut self) -> Option<Ended> {
+        self.reaped = true;
+        try_wait(Some(self.pid)).ok().flatten().map(|(_, ended)| ended)
+    }
+}
+
+impl Drop for ChildGuard {
+    fn drop(&mut self) {
+        if !self.reaped {
+            if let Some(socket) = &self.socket {
+                hang_up(socket);
+                self.process.wait_ended(END_DEADLINE / 4);
+            }
+            self.process.kill();
+            // A killed process ends within milliseconds unless the kernel itself is stuck.
+            self.process.wait_ended(END_DEADLINE);
+            self.reap();
+        }
+    }
+}
+
+/// Lets the process at the other end see the end of its control socket.
+pub(super) fn hang_up(socket: &AsyncFd<OwnedFd>) {
+    // It may have closed its end already.
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
+}
+
+impl Start {
+    /// Starts a process of this very program with the given role, and has it configured.
+    pub(super) async fn run(self: &Arc<Self>, role: Role) -> Result<Started, PoolError> {
+        let start = self.clone();
+        // The calling thread is held up until the new process has executed the program.
+        let executed = tokio::task::spawn_blocking(move || start.exec(role)).await;
+        let (socket, mut child) = executed.map_err(|_| PoolError::ShutDown)?.map_err(start_error)?;
+        let socket = Arc::new(watch_socket(socket).map_err(start_error)?);
+        if role == Role::ForkServer {
+            child.socket = Some(socket.clone());
+        }
+        let started = Started { socket, child };
+        match tokio::time::timeout(HELLO_DEADLINE, self.greet(&started)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                return Err(not_ready(role, &format!("it said nothing within {HELLO_DEADLINE:?}; {HINT}")));
+            }
+        }
+        self.configure(role, &started).await?;
+        Ok(started)
+    }
+
+    fn exec(&self, role: Role) -> io::Result<(OwnedFd, ChildGuard)> {
+        let (ours, theirs) = channel::pair()?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        // Not a saved path: a new build may have taken its place meanwhile.
+        let mut command = Command::new("/proc/self/exe");
+        if let Some(name) = std::env::args_os().next() {
+            command.arg0(name);
+        }
+        if self.clear_env {
+            command.env_clear();
+        }
+        for (key, value) in &self.env {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        if let Some(directory) = &self.current_dir {
+            command.current_dir(directory);
+        }
+        // A process group of its own: Ctrl-C in a terminal is for the program to act on.
+        let child = command.env(MARKER, role.as_str()).process_group(0).stdin(Stdio::from(theirs)).spawn()?;
+        let pid = Pid::from_raw(child.id() as i32).ok_or(io::ErrorKind::Other)?;
+        let process = Arc::new(ProcessFd::open(pid)?);
+        Ok((ours, ChildGuard { pid, process, socket: None, reaped: false }))
+    }
+
+    async fn greet(&self, started: &Started) -> Result<(), PoolError> {
+        match receive(&started.socket).await {
+            Ok(Some((Notice::Hello { protocol, build }, _))) => {
+                let same = protocol == PROTOCOL && build == build_identity();
+                if same { Ok(()) } else { Err(PoolError::BuildMismatch) }
+            }
+            Ok(Some(_)) => Err(not_ready(Role::ForkServer, "it spoke out of turn")),
+            Ok(None) => Err(not_ready(Role::ForkServer, &format!("it ended at once; {HINT}"))),
+            Err(error) => Err(not_ready(Role::ForkServer, &error.to_string())),
+        }
+    }
+
+    async fn configure(&self, role: Role, started: &Started) -> Result<(), PoolError> {
+        let arguments = match &self.preload {
+            Some(preload) if role == Role::ForkServer => {
+                Some(memory_file(&preload.arguments).map_err(start_error)?)
+            }
+            _ => None,
+        };
+        let order = Order::Configure {
+            protocol: PROTOCOL,
+            build: build_identity(),
+            depth: self.depth,
+            preload: self.preload.as_ref().filter(|_| arguments.is_some()).map(|preload| preload.shim),
+        };
+        let fds: Vec<_> = arguments.iter().map(AsFd::as_fd).collect();
+        send(&started.socket, &order, &fds).await.map_err(start_error)?;
+        // Preloading takes what it takes; shutting the pool down ends it.
+        match receive(&started.socket).await {
+            Ok(Some((Notice::Configured { refused: None }, _))) => Ok(()),
+            Ok(Some((Notice::Configured { refused: Some(refusal) }, _))) => Err(match refusal {
+                Refusal::OtherBuild => PoolError::BuildMismatch,
+                Refusal::Preload(reason) => PoolError::Preload { reason },
+            }),
+            Ok(Some(_)) => Err(not_ready(role, "it spoke out of turn")),
+            Ok(None) if self.preload.is_some() => {
+                Err(PoolError::Preload { reason: "it ended the fork server".into() })
+            }
+            Ok(None) => Err(not_ready(role, "it ended while it was being configured")),
+            Err(error) => Err(not_ready(role, &error.to_string())),
+        }
+    }
+}
+
+const HINT: &str = "without the feature `auto-init`, call `procession::init()` first in `main`";
+
+fn not_ready(role: Role, reason: &str) -> PoolError {
+    PoolError::NotReady { reason: format!("the {}: {reason}", role.as_str()) }
+}
+
+pub(super) fn start_error(error: io::Error) -> PoolError {
+    PoolError::Start { reason: error.to_string() }
+}
+
+fn memory_file(content: &[u8]) -> io::Result<OwnedFd> {
+    use std::io::{Seek, Write};
+    let file = rustix::fs::memfd_create(c"procession-preload", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// Sends an order.
+pub(super) async fn send(socket: &AsyncFd<OwnedFd>, order: &Order, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    loop {
+        let mut ready = socket.writable().await?;
+        if let Ok(sent) = ready.try_io(|socket| channel::send(socket.as_fd(), order, fds)) {
+            return sent;
+        }
+    }
+}
+
+/// Receives a notice; `None` when the process is gone.
+pub(super) async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<Option<(Notice, Vec<OwnedFd>)>> {
+    loop {
+        let mut ready = socket.readable().await?;
+        if let Ok(received) = ready.try_io(|socket| channel::receive(socket.as_fd())) {
+            return received;
+        }
+    }
+}
+
+/// Both ends of what connects a pool and a worker.
+pub(super) struct Link {
+    requests: pipe::Sender,
+    results: pipe::Receiver,
+    page: Page,
+    stdout: Output,
+    stderr: Output,
+    /// The worker's ends, in the order in which they are sent.
+    theirs: Vec<OwnedFd>,
+}
+
+impl Link {
+    pub(super) fn new(start: &Start) -> io::Result<Link> {
+        let (requests_out, requests_in) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (results_out, results_in) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (page, page_file) = Page::create()?;
+        let mut theirs = vec![requests_out, results_in, page_file];
+        let (stdout, stdout_in) = Output::new(start.stdout, None)?;
+        let (stderr, stderr_in) = Output::new(start.stderr, Some(tokio::io::stderr))?;
+        theirs.extend(stdout_in);
+        theirs.extend(stderr_in);
+        Ok(Link {
+            requests: pipe::Sender::from_owned_fd(requests_in)?,
+            results: pipe::Receiver::from_owned_fd(results_out)?,
+            page,
+            stdout,
+            stderr,
+            theirs,
+        })
+    }
+
+    /// Sends the order to start a worker, with its ends of the link.
+    pub(super) async fn send_start(&mut self, socket: &AsyncFd<OwnedFd>, id: u64) -> io::Result<()> {
+        let theirs = std::mem::take(&mut self.theirs);
+        let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
+        let (stdout, stderr) = (self.stdout.is_redirected(), self.stderr.is_redirected());
+        send(socket, &Order::Start { id, stdout, stderr }, &fds).await
+    }
+
+    pub(super) fn into_process(
+        self,
+        pid: u32,
+        process: Arc<ProcessFd>,
+        ended: BoxFuture<'static, Option<Ended>>,
+    ) -> Process {
+        Process {
+            pid,
+            requests: self.requests,
+            results: self.results,
+            page: Some(self.page),
+            stdout: self.stdout,
+            stderr: self.stderr,
+            killer: Killer(process),
+            ended,
+        }
+    }
+}

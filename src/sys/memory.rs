@@ -1,0 +1,99 @@
+//! Memory that two processes share.
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+/// A mapping of 64-bit words that both sides of a worker's link write to at will.
+///
+/// It is only ever looked at through atomics, so whatever the other side writes is a value that
+/// may be wrong but never undefined behaviour.
+#[derive(Debug)]
+pub(crate) struct SharedWords {
+    start: NonNull<AtomicU64>,
+    count: usize,
+}
+
+// SAFETY: the mapping belongs to the process and not to a thread, and all access to it is atomic.
+unsafe impl Send for SharedWords {}
+// SAFETY: as above.
+unsafe impl Sync for SharedWords {}
+
+impl SharedWords {
+    /// Makes a sealed memory file of `count` words and maps it.
+    ///
+    /// The seals fix the file's size: the other side cannot cut it short, which would turn an
+    /// access to it into SIGBUS.
+    pub(crate) fn create(count: usize) -> io::Result<(SharedWords, OwnedFd)> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create(c"procession", flags)?;
+        rustix::fs::ftruncate(&file, (count * size_of::<u64>()) as u64)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals)?;
+        Ok((Self::map(file.as_fd(), count)?, file))
+    }
+
+    /// Maps `count` words of a file that the other side made; its size is checked.
+    pub(crate) fn open(file: BorrowedFd<'_>, count: usize) -> io::Result<SharedWords> {
+        let size = rustix::fs::fstat(file)?.st_size;
+        if size < (count * size_of::<u64>()) as i64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the shared memory is too small"));
+        }
+        Self::map(file, count)
+    }
+
+    fn map(file: BorrowedFd<'_>, count: usize) -> io::Result<SharedWords> {
+        // SAFETY: a new mapping at an address that the kernel chooses touches no memory in use.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                count * size_of::<u64>(),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                file,
+                0,
+            )?
+        };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(SharedWords { start, count })
+    }
+
+    /// The words.
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is page-aligned, `count` words long, and lives as long as `self`.
+        // Other processes change it meanwhile, which atomics allow.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: this is the whole mapping that `map` made, and no borrow of it outlives `self`.
+        // Unmapping can only fail for wrong arguments.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.count * size_of::<u64>()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    #[test]
+    fn both_mappings_see_one_memory() {
+        let (ours, file) = SharedWords::create(512).unwrap();
+        let theirs = SharedWords::open(file.as_fd(), 512).unwrap();
+        ours.words()[511].store(7, SeqCst);
+        assert_eq!(theirs.words()[511].load(SeqCst), 7);
+    }
+
+    #[test]
+    fn a_file_that_is_too_small_is_refused_and_a_sealed_one_cannot_be_cut() {
+        let (_ours, file) = SharedWords::create(512).unwrap();
+        assert!(SharedWords::open(file.as_fd(), 513).is_err());
+        assert!(rustix::fs::ftruncate(&file, 8).is_err());
+    }
+}

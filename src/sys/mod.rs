@@ -1,0 +1,38 @@
+//! Raw system calls and every `unsafe` line that goes with them, in small safe wrappers.
+//!
+//! Nothing in here knows about pools, tasks or frames.
+
+#![allow(unsafe_code)]
+
+pub(crate) mod child;
+pub(crate) mod entry;
+pub(crate) mod fault;
+pub(crate) mod fds;
+pub(crate) mod image;
+pub(crate) mod memory;
+pub(crate) mod readiness;
+
+/// Nanoseconds of the monotonic clock, which all processes of one machine share.
+pub(crate) fn monotonic_now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Both parts are non-negative on a monotonic clock.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// How many threads this process has.
+pub(crate) fn thread_count() -> std::io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
+}
+
+/// Resident memory of a process in bytes, or 0 when it cannot be told (any more).
+pub(crate) fn resident_bytes(pid: Option<u32>) -> u64 {
+    let path = match pid {
+        Some(pid) => format!("/proc/{pid}/statm"),
+        None => "/proc/self/statm".to_string(),
+    };
+    let pages = std::fs::read_to_string(path)
+        .ok()
+        .and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}

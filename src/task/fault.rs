@@ -1,0 +1,109 @@
+//! What a worker reports of a task that has no value to give: plain data that crosses processes.
+
+use super::error::CodecStage;
+use serde::{Deserialize, Serialize};
+use std::backtrace::BacktraceStatus;
+
+/// The longest text that a worker sends of a message or of a backtrace.
+const MAX_TEXT: usize = 64 * 1024;
+
+/// Why a task ended without a value although its worker lives.
+#[doc(hidden)]
+#[allow(unreachable_pub)] // It stands in the signature of a hidden method of a public trait.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Fault {
+    Panicked(PanicReport),
+    Failed(FailureReport),
+    Codec(CodecReport),
+    TooLarge { size: u64, limit: u64 },
+    Cancelled,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[doc(hidden)]
+#[allow(unreachable_pub)]
+pub struct PanicReport {
+    pub(crate) message: String,
+    pub(crate) place: PlaceReport,
+    pub(crate) backtrace: Option<String>,
+    pub(crate) thread: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[doc(hidden)]
+#[allow(unreachable_pub)]
+pub struct PlaceReport {
+    pub(crate) file: String,
+    pub(crate) line: u32,
+    pub(crate) column: u32,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[doc(hidden)]
+#[allow(unreachable_pub)]
+pub struct FailureReport {
+    /// The error and its causes, outermost first.
+    pub(crate) chain: Vec<String>,
+    pub(crate) backtrace: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[doc(hidden)]
+#[allow(unreachable_pub)]
+pub struct CodecReport {
+    pub(crate) stage: CodecStage,
+    pub(crate) type_name: String,
+    pub(crate) cause: String,
+}
+
+impl Fault {
+    pub(crate) fn malformed_chunk() -> Fault {
+        Fault::Codec(CodecReport {
+            stage: CodecStage::DecodeArguments,
+            type_name: "a chunk of items".into(),
+            cause: "the lengths of its items do not add up".into(),
+        })
+    }
+
+    /// Cuts texts down to what may be sent.
+    pub(crate) fn bounded(mut self) -> Fault {
+        match &mut self {
+            Fault::Panicked(report) => {
+                cut(&mut report.message);
+                report.backtrace.iter_mut().for_each(cut);
+            }
+            Fault::Failed(report) => {
+                report.chain.truncate(64);
+                report.chain.iter_mut().for_each(cut);
+                report.backtrace.iter_mut().for_each(cut);
+            }
+            Fault::Codec(report) => cut(&mut report.cause),
+            Fault::TooLarge { .. } | Fault::Cancelled => {}
+        }
+        self
+    }
+}
+
+/// Shortens a text to [`MAX_TEXT`] bytes, and says so at its end.
+fn cut(text: &mut String) {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push_str(" [cut short]");
+    }
+}
+
+/// What is kept of an `anyhow` error on its way to the caller.
+pub(crate) fn from_anyhow(error: &anyhow::Error) -> Fault {
+    let backtrace = error.backtrace();
+    Fault::Failed(FailureReport {
+        chain: error.chain().map(ToString::to_string).collect(),
+        backtrace: (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string()),
+    })
+}
+
+/// The text that a panic was raised with.
+pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a value that is no text".into())
+}

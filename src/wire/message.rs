@@ -1,0 +1,71 @@
+//! What a pool and a worker say to each other.
+
+use crate::task::Fault;
+use serde::{Deserialize, Serialize};
+
+/// The version of this protocol. Both sides are of one build, so it only ever differs when the
+/// build check failed too; it is there to say so plainly.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// The head of a frame to a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// The first frame. Its body is the initializer's arguments.
+    Setup(Setup),
+    /// Run a task. The body is its arguments.
+    Run(Run),
+    /// Tell the task that was sent under this number, if it runs now, that it is cancelled.
+    Cancel { seq: u64 },
+}
+
+/// What a worker needs to know before its first task.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    pub(crate) protocol: u32,
+    pub(crate) build: Vec<u8>,
+    /// The most bytes that a result may have.
+    pub(crate) max_message: u64,
+    /// The most bytes of memory that the process may have.
+    pub(crate) memory_limit: Option<u64>,
+    /// Report resident memory above this many bytes.
+    pub(crate) rss_mark: Option<u64>,
+    /// The offset of the initializer's shim.
+    pub(crate) initializer: Option<u64>,
+}
+
+/// One task.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Run {
+    /// The number under which it was sent to this worker.
+    pub(crate) seq: u64,
+    /// Its number in the pool.
+    pub(crate) id: u64,
+    /// The offset of its shim.
+    pub(crate) shim: u64,
+    /// Which attempt this is, from 1.
+    pub(crate) attempt: u32,
+    /// How long it may run, in nanoseconds.
+    pub(crate) timeout: Option<u64>,
+    pub(crate) name: Option<String>,
+}
+
+/// The head of a frame from a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// The first frame.
+    Hello { protocol: u32, build: Vec<u8> },
+    /// The initializer is done; tasks may come.
+    Ready,
+    /// There will be no `Ready`.
+    NotReady { fault: Fault },
+    /// This task has begun. Only sent where there is no control page to read it from.
+    Began { seq: u64 },
+    /// One item's result; the body is a byte that says which kind, and its encoding.
+    Part { seq: u64 },
+    /// The task is done; the body is its value.
+    Value { seq: u64, over_rss_mark: bool },
+    /// The task is done and has no value. With `dying`, the worker will not run another.
+    Fault { seq: u64, over_rss_mark: bool, dying: bool, fault: Fault },
+    /// The task had been taken back before the worker came to it.
+    Skipped { seq: u64 },
+}

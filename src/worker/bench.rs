@@ -1,0 +1,230 @@
+//! The workbench: a worker's life from its first word to its last task.
+
+use super::context::TaskContext;
+use super::inbox::Inbox;
+use super::panics;
+use super::replies::Replies;
+use crate::sys::child::exit_now;
+use crate::sys::{fault, monotonic_now, resident_bytes};
+use crate::task::{self, Call, Fault, Host, PanicReport};
+use crate::wire::{Frame, FrameError, PROTOCOL, Page, Reply, Request, Run, Setup, build_identity};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::cell::{Cell, OnceCell};
+use std::io::{self, Write};
+use std::pin::Pin;
+use std::sync::OnceLock;
+use tokio::runtime::Runtime;
+
+/// The stack of the task thread where the system sets no limit for the main thread's.
+const DEFAULT_STACK: u64 = 8 << 20;
+
+/// The most stack that the task thread gets: address space, used only as far as it is touched.
+const MAX_STACK: u64 = 64 << 20;
+
+/// What the panic hook needs to send a task's last words.
+static LAST_WORDS: OnceLock<(&'static Replies, fn() -> u64)> = OnceLock::new();
+
+thread_local! {
+    /// The task that this thread runs, as its number plus one; 0 on other threads.
+    static RUNNING: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Is a worker until the pool wants no more of it.
+pub(super) fn work(duties: crate::process::Duties) -> io::Result<()> {
+    fault::ignore_sigpipe();
+    // For as long as the process lives, which both threads then need no count of.
+    let replies: &'static Replies = Box::leak(Box::new(Replies::new(duties.results)));
+    let inbox: &'static Inbox = Box::leak(Box::new(Inbox::new(duties.requests)));
+    let page: Option<&'static Page> = duties.page.map(|page| &*Box::leak(Box::new(page)));
+    let _ = LAST_WORDS.set((replies, || RUNNING.get()));
+    panics::install_hook(send_last_words);
+    let bench = move || {
+        fault::watch_stack(page.map(Page::last_words));
+        let mut bench = Bench::new(inbox, replies, page);
+        if let Err(error) = bench.serve() {
+            eprintln!("procession: worker: the pool {error}");
+            exit_now(1);
+        }
+        // Exit handlers run here: what tools such as profilers have put there is wanted.
+        std::process::exit(0);
+    };
+    std::thread::Builder::new().name("worker".into()).stack_size(stack_size()).spawn(bench)?;
+    inbox.watch()
+}
+
+fn stack_size() -> usize {
+    let limit = getrlimit(Resource::Stack).current.unwrap_or(DEFAULT_STACK);
+    limit.clamp(1 << 20, MAX_STACK) as usize
+}
+
+/// With `panic = "abort"` there is no other way for a task's panic to be told.
+fn send_last_words(report: PanicReport) {
+    if let Some((replies, running)) = LAST_WORDS.get()
+        && let Some(seq) = running().checked_sub(1)
+    {
+        let fault = Fault::Panicked(report).bounded();
+        replies.send(&Reply::Fault { seq, over_rss_mark: false, dying: true, fault }, &[]);
+    }
+}
+
+struct Bench {
+    inbox: &'static Inbox,
+    replies: &'static Replies,
+    page: Option<&'static Page>,
+    /// For async tasks; made when the first one comes.
+    runtime: OnceCell<Runtime>,
+    max_message: u64,
+    rss_mark: Option<u64>,
+    /// The number of the task that runs.
+    seq: Cell<u64>,
+    /// Kept for its memory.
+    output: Vec<u8>,
+}
+
+impl Bench {
+    fn new(inbox: &'static Inbox, replies: &'static Replies, page: Option<&'static Page>) -> Bench {
+        Bench {
+            inbox,
+            replies,
+            page,
+            runtime: OnceCell::new(),
+            max_message: 0,
+            rss_mark: None,
+            seq: Cell::new(0),
+            output: Vec::new(),
+        }
+    }
+
+    /// Greets the pool, gets ready, and does one task after another.
+    fn serve(&mut self) -> Result<(), FrameError> {
+        self.replies.send(&Reply::Hello { protocol: PROTOCOL, build: build_identity() }, &[]);
+        while let Some(Frame { head, body }) = self.inbox.next()? {
+            match head {
+                Request::Run(run) => self.run(run, &body),
+                Request::Setup(setup) => match self.get_ready(&setup, &body) {
+                    Ok(()) => self.replies.send(&Reply::Ready, &[]),
+                    Err(fault) => {
+                        self.replies.send(&Reply::NotReady { fault: fault.bounded() }, &[]);
+                        return Ok(());
+                    }
+                },
+                // The task that it was meant for is over.
+                Request::Cancel { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn get_ready(&mut self, setup: &Setup, arguments: &[u8]) -> Result<(), Fault> {
+        if setup.protocol != PROTOCOL || setup.build != build_identity() {
+            return Err(setup_fault("the pool runs another build of the program"));
+        }
+        self.max_message = setup.max_message;
+        self.rss_mark = setup.rss_mark;
+        if let Some(limit) = setup.memory_limit {
+            limit_memory(limit).map_err(|error| setup_fault(&format!("failed to limit memory: {error}")))?;
+        }
+        let Some(initializer) = setup.initializer else { return Ok(()) };
+        let done = self.call(initializer, arguments);
+        flush_stdout();
+        done
+    }
+
+    fn run(&mut self, run: Run, arguments: &[u8]) {
+        let (seq, shim) = (run.seq, run.shim);
+        match self.page {
+            Some(page) if page.begin(seq, monotonic_now()) => {}
+            Some(_) => return self.replies.send(&Reply::Skipped { seq }, &[]),
+            None => self.replies.send(&Reply::Began { seq }, &[]),
+        }
+        self.seq.set(seq);
+        TaskContext::enter(run);
+        self.inbox.begin(seq);
+        RUNNING.set(seq + 1);
+        let outcome = self.call(shim, arguments);
+        RUNNING.set(0);
+        self.inbox.end();
+        TaskContext::leave();
+        flush_stdout();
+        let over_rss_mark = self.rss_mark.is_some_and(|mark| resident_bytes(None) > mark);
+        self.replies.send_outcome(seq, over_rss_mark, outcome.map(|()| &self.output[..]));
+        self.output.clear();
+        self.output.shrink_to(KEPT_OUTPUT);
+    }
+
+    /// Calls the function at an offset; its result is then in `output`.
+    fn call(&mut self, shim: u64, input: &[u8]) -> Result<(), Fault> {
+        let shim =
+            task::resolve(shim).ok_or_else(|| setup_fault("the function is not part of the program"))?;
+        let mut output = std::mem::take(&mut self.output);
+        output.clear();
+        let limit = self.max_message;
+        let done = panics::catch(|| shim(&mut Call { input, output: &mut output, limit, host: self }));
+        self.output = output;
+        done
+    }
+}
+
+/// How much memory is kept for the next result.
+const KEPT_OUTPUT: usize = 1 << 20;
+
+impl Host for Bench {
+    fn block_on<'a>(&self, future: Pin<Box<dyn Future<Output = ()> + 'a>>) {
+        let runtime = self.runtime.get_or_init(|| {
+            let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            built.expect("failed to build a tokio runtime for an async task")
+        });
+        let task = super::current();
+        runtime.block_on(async {
+            match task {
+                None => future.await,
+                Some(task) => {
+                    let cancelled = std::pin::pin!(task.cancelled());
+                    futures::future::select(future, cancelled).await;
+                }
+            }
+        });
+    }
+
+    fn run_item(&self, item: &mut dyn FnMut() -> Result<(), Fault>) -> Result<(), Fault> {
+        if let Some(page) = self.page {
+            page.begin_item(self.seq.get(), monotonic_now());
+        }
+        panics::catch(item)
+    }
+
+    fn send_part(&self, part: &[u8]) {
+        self.replies.send(&Reply::Part { seq: self.seq.get() }, part);
+    }
+}
+
+/// What a task has printed without ending the line would otherwise wait for the next one.
+fn flush_stdout() {
+    let _ = io::stdout().flush();
+}
+
+/// Caps the memory that this process may have.
+///
+/// Private memory is limited to just that; all address space, which counts what is only reserved
+/// and what is shared, to so much more than is in use now.
+fn limit_memory(limit: u64) -> io::Result<()> {
+    const SLACK: u64 = 256 << 20;
+    let pages: u64 = std::fs::read_to_string("/proc/self/statm")?
+        .split(' ')
+        .next()
+        .and_then(|pages| pages.parse().ok())
+        .unwrap_or(0);
+    let in_use = pages * rustix::param::page_size() as u64;
+    let lower = |resource, limit: u64| {
+        let hard = getrlimit(resource).maximum;
+        let limit = Some(hard.map_or(limit, |hard| hard.min(limit)));
+        setrlimit(resource, Rlimit { current: limit, maximum: limit })
+    };
+    lower(Resource::Data, limit)?;
+    lower(Resource::As, limit.saturating_add(in_use).saturating_add(SLACK))?;
+    Ok(())
+}
+
+fn setup_fault(message: &str) -> Fault {
+    Fault::Panicked(PanicReport { message: message.into(), ..PanicReport::default() })
+}

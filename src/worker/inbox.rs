@@ -1,0 +1,183 @@
+//! Reading from the pool.
+//!
+//! There is one stream and there are two threads that read it, never both at a time. Between
+//! tasks the task thread reads, so that a task costs no hop from thread to thread. While a task
+//! runs for long, the watchdog reads: it hears of a cancellation, takes in what comes for later
+//! so that the pool's writes do not stall, and ends the process when the pool is gone.
+
+use super::context::TaskContext;
+use crate::sys::child::exit_now;
+use crate::wire::{Frame, FrameCodec, FrameError, Request};
+use bytes::BytesMut;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::Thread;
+use std::time::Duration;
+use tokio_util::codec::Decoder;
+
+/// How long a task may run before the watchdog begins to read on its behalf.
+const WATCH_AFTER: Duration = Duration::from_millis(10);
+
+/// How often the watchdog looks whether the task that it reads for is over.
+const WATCH_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// How many times in a row the watchdog finds no task before it waits to be woken.
+const IDLE_ROUNDS: u32 = 3;
+
+/// How much is read at once.
+const READ_SIZE: usize = 64 * 1024;
+
+/// The stream of requests.
+pub(super) struct Inbox {
+    /// Only read by who holds `stream`.
+    file: File,
+    stream: Mutex<Stream>,
+    /// The task that runs, as its number plus one; 0 between tasks.
+    running: AtomicU64,
+    /// The watchdog waits to be woken.
+    parked: AtomicBool,
+    watchdog: Thread,
+}
+
+struct Stream {
+    codec: FrameCodec<Request>,
+    /// What has arrived but makes no frame yet.
+    bytes: BytesMut,
+    /// Frames that have arrived but were not asked for yet.
+    frames: VecDeque<Frame<Request>>,
+    /// Where reads go first.
+    scratch: Box<[u8]>,
+    ended: bool,
+}
+
+impl Inbox {
+    /// The calling thread will be the watchdog.
+    pub(super) fn new(file: OwnedFd) -> Inbox {
+        Inbox {
+            file: file.into(),
+            stream: Mutex::new(Stream {
+                codec: FrameCodec::new(u32::MAX.into()),
+                bytes: BytesMut::new(),
+                frames: VecDeque::new(),
+                scratch: vec![0; READ_SIZE].into(),
+                ended: false,
+            }),
+            running: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            watchdog: std::thread::current(),
+        }
+    }
+
+    /// Waits for the next request; `None` when the pool wants no more, or is gone.
+    pub(super) fn next(&self) -> Result<Option<Frame<Request>>, FrameError> {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(frame) = stream.frames.pop_front() {
+                return Ok(Some(frame));
+            }
+            if stream.ended {
+                return Ok(None);
+            }
+            stream.read(&self.file)?;
+        }
+    }
+
+    /// A task begins.
+    pub(super) fn begin(&self, seq: u64) {
+        self.running.store(seq + 1, Ordering::SeqCst);
+        if self.parked.load(Ordering::SeqCst) {
+            self.watchdog.unpark();
+        }
+    }
+
+    /// The task is over.
+    pub(super) fn end(&self) {
+        self.running.store(0, Ordering::Release);
+    }
+
+    /// Watches over the task thread, for ever.
+    pub(super) fn watch(&self) -> ! {
+        let mut idle_rounds = 0;
+        loop {
+            let running = self.running.load(Ordering::SeqCst);
+            if running != 0 {
+                idle_rounds = 0;
+                std::thread::park_timeout(WATCH_AFTER);
+                self.read_during(running);
+                continue;
+            }
+            idle_rounds += 1;
+            if idle_rounds < IDLE_ROUNDS {
+                std::thread::park_timeout(WATCH_AFTER);
+                continue;
+            }
+            // Either this sees the task, or the task thread sees the flag and wakes this one.
+            self.parked.store(true, Ordering::SeqCst);
+            if self.running.load(Ordering::SeqCst) == 0 {
+                std::thread::park();
+            }
+            self.parked.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Reads for as long as this task runs.
+    fn read_during(&self, task: u64) {
+        // A cancellation may have come together with the task.
+        if let Ok(mut stream) = self.stream.try_lock() {
+            stream.hear_cancellations();
+        }
+        while self.is_running(task) {
+            let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
+            if !matches!(poll(&mut fds, Some(&WATCH_EVERY)), Ok(1..)) {
+                continue;
+            }
+            let Ok(mut stream) = self.stream.try_lock() else { return };
+            // Nobody has read since the poll unless the task is over, so this does not block.
+            if !self.is_running(task) {
+                return;
+            }
+            if stream.read(&self.file).is_err() || stream.ended {
+                // The pool is gone, or has dropped this worker: nobody wants the task any more.
+                exit_now(1);
+            }
+            stream.hear_cancellations();
+        }
+    }
+
+    fn is_running(&self, task: u64) -> bool {
+        self.running.load(Ordering::SeqCst) == task
+    }
+}
+
+impl Stream {
+    /// Reads once, blocking, and takes apart what has come.
+    fn read(&mut self, mut file: &File) -> Result<(), FrameError> {
+        let read = match file.read(&mut self.scratch) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            read => read?,
+        };
+        self.ended = read == 0;
+        self.bytes.extend_from_slice(&self.scratch[..read]);
+        while let Some(frame) = self.codec.decode(&mut self.bytes)? {
+            self.frames.push_back(frame);
+        }
+        Ok(())
+    }
+
+    /// Acts on cancellations of the running task. They come behind it in the stream, so there is
+    /// no task between it and them that has not been taken in.
+    fn hear_cancellations(&mut self) {
+        self.frames.retain(|frame| match frame.head {
+            Request::Cancel { seq } => {
+                TaskContext::cancel_current(seq);
+                false
+            }
+            Request::Run(_) | Request::Setup(_) => true,
+        });
+    }
+}
