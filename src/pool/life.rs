@@ -2,7 +2,8 @@
 
 use super::outlet::Outlet;
 use super::scheduler::{Violation, WorkerKey};
-use super::shared::{ReadyLink, Shared};
+use super::shared::Shared;
+use super::state::ReadyLink;
 use crate::process::{Follower, Killer, Process, Tail};
 use crate::sys::child::{Ended, exit_code, exit_signal};
 use crate::sys::fault::STACK_OVERFLOW;

@@ -9,6 +9,7 @@ mod map;
 mod outlet;
 mod scheduler;
 mod shared;
+mod state;
 mod stats;
 mod submit;
 

@@ -1,7 +1,7 @@
 //! Looking at a pool.
 
-use super::scheduler::{Counts, WorkerPhase};
-use super::shared::ReadyLink;
+use super::scheduler::{Counts, WorkerPhase, WorkerView};
+use super::state::ReadyLink;
 use crate::sys::resident_bytes;
 use crate::task::TaskId;
 use std::time::Instant;
@@ -119,22 +119,17 @@ pub struct WorkerInfo {
 }
 
 impl WorkerInfo {
-    pub(super) fn new(
-        phase: WorkerPhase,
-        tasks_done: u64,
-        current_task: Option<u64>,
-        link: Option<&ReadyLink>,
-    ) -> WorkerInfo {
+    pub(super) fn new(view: &WorkerView, has_begun: bool, link: Option<&ReadyLink>) -> WorkerInfo {
         WorkerInfo {
             pid: link.map_or(0, |link| link.pid),
-            state: match phase {
+            state: match view.phase {
                 WorkerPhase::Starting => WorkerState::Starting,
                 WorkerPhase::Idle => WorkerState::Idle,
                 WorkerPhase::Busy => WorkerState::Busy,
                 WorkerPhase::Retiring => WorkerState::Retiring,
             },
-            tasks_done,
-            current_task: current_task.map(TaskId),
+            tasks_done: view.tasks_done,
+            current_task: view.first_task.filter(|_| has_begun).map(|task| TaskId(task.id)),
             started: link.map_or_else(Instant::now, |link| link.started),
             rss: link.map_or(0, |link| resident_bytes(Some(link.pid))),
             stdout_tail: link.map(|link| link.stdout.text()).unwrap_or_default(),

@@ -5,6 +5,7 @@
 /// The function runs on the main thread, when libc and the allocator work but before the Rust
 /// runtime has been set up: it must not unwind, and must not rely on what `std` does on the way
 /// into `main` (SIGPIPE is at its default, the main thread has no name).
+#[cfg(feature = "auto-init")]
 macro_rules! before_main {
     ($function:path) => {
         const _: () = {

@@ -21,8 +21,8 @@ const DEFAULT_STACK: u64 = 8 << 20;
 /// The most stack that the task thread gets: address space, used only as far as it is touched.
 const MAX_STACK: u64 = 64 << 20;
 
-/// What the panic hook needs to send a task's last words.
-static LAST_WORDS: OnceLock<(&'static Replies, fn() -> u64)> = OnceLock::new();
+/// Where the panic hook sends a task's last words.
+static LAST_WORDS: OnceLock<&'static Replies> = OnceLock::new();
 
 thread_local! {
     /// The task that this thread runs, as its number plus one; 0 on other threads.
@@ -36,7 +36,7 @@ pub(super) fn work(duties: crate::process::Duties) -> io::Result<()> {
     let replies: &'static Replies = Box::leak(Box::new(Replies::new(duties.results)));
     let inbox: &'static Inbox = Box::leak(Box::new(Inbox::new(duties.requests)));
     let page: Option<&'static Page> = duties.page.map(|page| &*Box::leak(Box::new(page)));
-    let _ = LAST_WORDS.set((replies, || RUNNING.get()));
+    let _ = LAST_WORDS.set(replies);
     panics::install_hook(send_last_words);
     let bench = move || {
         fault::watch_stack(page.map(Page::last_words));
@@ -59,8 +59,8 @@ fn stack_size() -> usize {
 
 /// With `panic = "abort"` there is no other way for a task's panic to be told.
 fn send_last_words(report: PanicReport) {
-    if let Some((replies, running)) = LAST_WORDS.get()
-        && let Some(seq) = running().checked_sub(1)
+    if let Some(replies) = LAST_WORDS.get()
+        && let Some(seq) = RUNNING.get().checked_sub(1)
     {
         let fault = Fault::Panicked(report).bounded();
         replies.send(&Reply::Fault { seq, over_rss_mark: false, dying: true, fault }, &[]);

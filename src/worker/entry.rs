@@ -26,6 +26,7 @@ entry::before_main!(init);
 /// ```
 ///
 /// In a worker it does not return.
+#[allow(clippy::needless_doctest_main)] // Where in `main` it stands is the point.
 pub fn init() {
     if DEPTH.get().is_some() {
         return;

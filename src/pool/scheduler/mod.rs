@@ -13,6 +13,7 @@
 mod health;
 mod queue;
 mod slot;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -22,128 +23,16 @@ use health::Health;
 use queue::{Entry, Queue};
 use slab::Slab;
 use slot::{Fate, Phase, Slot};
-
-/// Nanoseconds of a monotonic clock.
-pub(super) type Nanos = u64;
+pub(super) use terms::{
+    Action, Answer, Config, Counts, Ledger, Nanos, TaskKey, Terms, Verdict, Violation, WorkerKey,
+    WorkerPhase, WorkerView,
+};
 
 /// How long a worker that was told to end may take.
 const CLOSE_LIMIT: Nanos = 2_000_000_000;
 
 /// How long a worker that says that it is dying may take.
 const DYING_LIMIT: Nanos = 10_000_000_000;
-
-/// A worker, by its place in the scheduler.
-pub(super) type WorkerKey = usize;
-
-/// An accepted task: its place in the scheduler, and its number, which no other task has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TaskKey {
-    pub(super) place: u32,
-    pub(super) id: u64,
-}
-
-/// What is known of tasks that were sent.
-pub(super) trait Ledger {
-    /// A task is about to be sent.
-    fn offer(&self, worker: WorkerKey, seq: u64);
-    /// Takes a task back, unless it has begun: true if it never will.
-    fn take_back(&self, worker: WorkerKey, seq: u64) -> bool;
-    /// When a task began, if it has.
-    fn began_at(&self, worker: WorkerKey, seq: u64) -> Option<Nanos>;
-}
-
-/// How a pool is to behave.
-#[derive(Clone, Debug)]
-pub(super) struct Config {
-    pub(super) max_workers: usize,
-    pub(super) min_workers: usize,
-    pub(super) idle_timeout: Nanos,
-    pub(super) cancel_grace: Nanos,
-    pub(super) max_tasks_per_worker: u64,
-}
-
-/// How a task is to be run.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Terms {
-    pub(super) priority: Priority,
-    pub(super) timeout: Option<Nanos>,
-    pub(super) retries: u32,
-    /// The size of its arguments.
-    pub(super) bytes: u32,
-}
-
-/// What a task comes to that no worker has answered.
-#[derive(Clone, Debug)]
-pub(super) enum Verdict {
-    Cancelled,
-    TimedOut(Nanos),
-    /// Its worker died, of what is known to whoever reported it.
-    Died,
-    ShutDown,
-    Broken(PoolError),
-}
-
-/// Something for the driver to do, in this order.
-#[derive(Debug)]
-pub(super) enum Action<T> {
-    Start(WorkerKey),
-    Send {
-        worker: WorkerKey,
-        seq: u64,
-        task: TaskKey,
-    },
-    Cancel {
-        worker: WorkerKey,
-        seq: u64,
-    },
-    Kill {
-        worker: WorkerKey,
-        unresponsive: bool,
-    },
-    /// End its stream of requests, so that it ends by itself.
-    Close(WorkerKey),
-    Resolve(T, Verdict),
-    /// All workers that [`Scheduler::warm_up`] asked for are ready, or never will be.
-    WarmedUp(Result<(), PoolError>),
-    /// Nothing is left to be done.
-    Terminated,
-}
-
-/// What a worker has answered.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Answer {
-    /// The task has a value.
-    pub(super) is_value: bool,
-    pub(super) over_rss: bool,
-    /// The worker will end by itself.
-    pub(super) dying: bool,
-    /// The task had been taken back, and was not run.
-    pub(super) skipped: bool,
-}
-
-/// A worker has said what none should.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Violation;
-
-/// Numbers for statistics. All but the last group count up from the pool's start.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    pub(super) submitted: u64,
-    pub(super) succeeded: u64,
-    pub(super) failed: u64,
-    pub(super) cancelled: u64,
-    pub(super) timed_out: u64,
-    pub(super) retried: u64,
-    pub(super) workers_started: u64,
-    pub(super) workers_died: u64,
-    pub(super) workers_recycled: u64,
-
-    pub(super) queued: usize,
-    pub(super) running: usize,
-    pub(super) starting: usize,
-    pub(super) idle: usize,
-    pub(super) workers: usize,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -537,11 +426,8 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// A worker's phase, tasks done, and the first task that it was sent.
-    pub(super) fn worker(
-        &self,
-        worker: WorkerKey,
-    ) -> Option<(WorkerPhase, u64, Option<(u64, Option<TaskKey>)>)> {
+    /// Looks at a worker.
+    pub(super) fn worker(&self, worker: WorkerKey) -> Option<WorkerView> {
         let slot = self.slots.get(worker)?;
         let phase = match slot.phase {
             Phase::Starting => WorkerPhase::Starting,
@@ -549,8 +435,9 @@ impl<T> Scheduler<T> {
             Phase::Ready => WorkerPhase::Busy,
             Phase::Retiring | Phase::Closing | Phase::Dying => WorkerPhase::Retiring,
         };
-        let first = slot.sent.front().map(|sent| (sent.seq, self.task_at(worker, sent.seq)));
-        Some((phase, slot.tasks_done, first))
+        let first = slot.sent.front().map(|sent| sent.seq);
+        let first_task = first.and_then(|seq| self.task_at(worker, seq));
+        Some(WorkerView { phase, tasks_done: slot.tasks_done, first, first_task })
     }
 
     fn task(&self, task: TaskKey) -> Option<&Task<T>> {
@@ -581,13 +468,4 @@ impl<T> Scheduler<T> {
             }
         }
     }
-}
-
-/// What a worker does, as its pool sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WorkerPhase {
-    Starting,
-    Idle,
-    Busy,
-    Retiring,
 }

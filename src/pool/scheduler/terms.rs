@@ -1,0 +1,139 @@
+//! What the scheduler and its driver say to each other.
+
+use crate::task::{PoolError, Priority};
+
+/// Nanoseconds of a monotonic clock.
+pub(in crate::pool) type Nanos = u64;
+
+/// A worker, by its place in the scheduler.
+pub(in crate::pool) type WorkerKey = usize;
+
+/// An accepted task: its place in the scheduler, and its number, which no other task has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pool) struct TaskKey {
+    pub(in crate::pool) place: u32,
+    pub(in crate::pool) id: u64,
+}
+
+/// What is known of tasks that were sent.
+pub(in crate::pool) trait Ledger {
+    /// A task is about to be sent.
+    fn offer(&self, worker: WorkerKey, seq: u64);
+    /// Takes a task back, unless it has begun: true if it never will.
+    fn take_back(&self, worker: WorkerKey, seq: u64) -> bool;
+    /// When a task began, if it has.
+    fn began_at(&self, worker: WorkerKey, seq: u64) -> Option<Nanos>;
+}
+
+/// How a pool is to behave.
+#[derive(Clone, Debug)]
+pub(in crate::pool) struct Config {
+    pub(in crate::pool) max_workers: usize,
+    pub(in crate::pool) min_workers: usize,
+    pub(in crate::pool) idle_timeout: Nanos,
+    pub(in crate::pool) cancel_grace: Nanos,
+    pub(in crate::pool) max_tasks_per_worker: u64,
+}
+
+/// How a task is to be run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::pool) struct Terms {
+    pub(in crate::pool) priority: Priority,
+    pub(in crate::pool) timeout: Option<Nanos>,
+    pub(in crate::pool) retries: u32,
+    /// The size of its arguments.
+    pub(in crate::pool) bytes: u32,
+}
+
+/// What a task comes to that no worker has answered.
+#[derive(Clone, Debug)]
+pub(in crate::pool) enum Verdict {
+    Cancelled,
+    TimedOut(Nanos),
+    /// Its worker died, of what is known to whoever reported it.
+    Died,
+    ShutDown,
+    Broken(PoolError),
+}
+
+/// Something for the driver to do, in this order.
+#[derive(Debug)]
+pub(in crate::pool) enum Action<T> {
+    Start(WorkerKey),
+    Send {
+        worker: WorkerKey,
+        seq: u64,
+        task: TaskKey,
+    },
+    Cancel {
+        worker: WorkerKey,
+        seq: u64,
+    },
+    Kill {
+        worker: WorkerKey,
+        unresponsive: bool,
+    },
+    /// End its stream of requests, so that it ends by itself.
+    Close(WorkerKey),
+    Resolve(T, Verdict),
+    /// All workers that [`Scheduler::warm_up`] asked for are ready, or never will be.
+    WarmedUp(Result<(), PoolError>),
+    /// Nothing is left to be done.
+    Terminated,
+}
+
+/// What a worker has answered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::pool) struct Answer {
+    /// The task has a value.
+    pub(in crate::pool) is_value: bool,
+    pub(in crate::pool) over_rss: bool,
+    /// The worker will end by itself.
+    pub(in crate::pool) dying: bool,
+    /// The task had been taken back, and was not run.
+    pub(in crate::pool) skipped: bool,
+}
+
+/// A worker has said what none should.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::pool) struct Violation;
+
+/// Numbers for statistics. All but the last group count up from the pool's start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::pool) struct Counts {
+    pub(in crate::pool) submitted: u64,
+    pub(in crate::pool) succeeded: u64,
+    pub(in crate::pool) failed: u64,
+    pub(in crate::pool) cancelled: u64,
+    pub(in crate::pool) timed_out: u64,
+    pub(in crate::pool) retried: u64,
+    pub(in crate::pool) workers_started: u64,
+    pub(in crate::pool) workers_died: u64,
+    pub(in crate::pool) workers_recycled: u64,
+
+    pub(in crate::pool) queued: usize,
+    pub(in crate::pool) running: usize,
+    pub(in crate::pool) starting: usize,
+    pub(in crate::pool) idle: usize,
+    pub(in crate::pool) workers: usize,
+}
+
+/// What a worker does, as its pool sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pool) enum WorkerPhase {
+    Starting,
+    Idle,
+    Busy,
+    Retiring,
+}
+
+/// A worker as it is now.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::pool) struct WorkerView {
+    pub(in crate::pool) phase: WorkerPhase,
+    pub(in crate::pool) tasks_done: u64,
+    /// The number under which it was sent the first task that it has not answered.
+    pub(in crate::pool) first: Option<u64>,
+    /// That task, while it is open.
+    pub(in crate::pool) first_task: Option<TaskKey>,
+}

@@ -1,0 +1,252 @@
+//! What a pool knows, under one lock: the scheduler, and the pool's end of each worker.
+
+use super::cell::{Cell, Outcome};
+use super::outlet::Outlet;
+use super::scheduler::{
+    Action, Answer, Config, Ledger, Nanos, Scheduler, TaskKey, Terms, Verdict, Violation, WorkerKey,
+};
+use crate::process::{Killer, Tail};
+use crate::task::{PoolError, TaskError, WorkerExit};
+use crate::wire::{Frame, Page, Reply, Request, Run};
+use bytes::Bytes;
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+/// How many tasks in a worker's pipeline are worth a write of their own for each. With more, the
+/// worker has enough to go on with until its next answers are read, and frames are gathered.
+const EAGER_TASKS: u64 = 4;
+
+pub(super) struct State {
+    pub(super) scheduler: Scheduler<Arc<Cell>>,
+    pub(super) links: Links,
+    pub(super) warming: Vec<oneshot::Sender<Warmth>>,
+    /// When the clock will ring.
+    pub(super) alarm_set: Nanos,
+}
+
+/// Whether the workers that were asked for are ready.
+pub(super) type Warmth = Result<(), PoolError>;
+
+/// The pool's end of each worker, by its place in the scheduler.
+#[derive(Default)]
+pub(super) struct Links(pub(super) Vec<Option<Link>>);
+
+pub(super) enum Link {
+    Starting { called_off: CancellationToken },
+    Ready(ReadyLink),
+}
+
+/// The pool's end of a worker that is ready.
+pub(super) struct ReadyLink {
+    pub(super) pid: u32,
+    pub(super) started: Instant,
+    pub(super) outlet: Arc<Outlet>,
+    pub(super) page: Option<Page>,
+    /// Without a page: the last task that is known to have begun, and when.
+    pub(super) began: (u64, Nanos),
+    pub(super) killer: Killer,
+    pub(super) stdout: Tail,
+    pub(super) stderr: Tail,
+    pub(super) is_unresponsive: bool,
+}
+
+impl Links {
+    pub(super) fn ready(&self, worker: WorkerKey) -> Option<&ReadyLink> {
+        match self.0.get(worker)? {
+            Some(Link::Ready(link)) => Some(link),
+            _ => None,
+        }
+    }
+
+    fn ready_mut(&mut self, worker: WorkerKey) -> Option<&mut ReadyLink> {
+        match self.0.get_mut(worker)? {
+            Some(Link::Ready(link)) => Some(link),
+            _ => None,
+        }
+    }
+
+    pub(super) fn set(&mut self, worker: WorkerKey, link: Option<Link>) {
+        if self.0.len() <= worker {
+            self.0.resize_with(worker + 1, || None);
+        }
+        self.0[worker] = link;
+    }
+}
+
+impl Ledger for Links {
+    fn offer(&self, worker: WorkerKey, seq: u64) {
+        if let Some(page) = self.ready(worker).and_then(|link| link.page.as_ref()) {
+            page.offer(seq);
+        }
+    }
+
+    fn take_back(&self, worker: WorkerKey, seq: u64) -> bool {
+        self.ready(worker).and_then(|link| link.page.as_ref()).is_some_and(|page| page.take_back(seq))
+    }
+
+    fn began_at(&self, worker: WorkerKey, seq: u64) -> Option<Nanos> {
+        let link = self.ready(worker)?;
+        match &link.page {
+            Some(page) => page.began_at(seq),
+            None => Some(link.began.1).filter(|_| link.began.0 == seq),
+        }
+    }
+}
+
+/// What is to be done once the lock is let go.
+#[derive(Default)]
+pub(super) struct Chores {
+    pub(super) resolved: SmallVec<[(Arc<Cell>, Outcome); 4]>,
+    pub(super) flush: SmallVec<[Arc<Outlet>; 4]>,
+    pub(super) close: SmallVec<[Arc<Outlet>; 1]>,
+    pub(super) start: SmallVec<[(WorkerKey, CancellationToken); 1]>,
+    pub(super) warmed_up: Vec<(oneshot::Sender<Warmth>, Warmth)>,
+    /// How the worker ended on whose account tasks are resolved.
+    pub(super) died: Option<WorkerExit>,
+    pub(super) has_finished: bool,
+    pub(super) rings_earlier: bool,
+}
+
+impl State {
+    pub(super) fn new(config: Config) -> State {
+        State {
+            scheduler: Scheduler::new(config),
+            links: Links::default(),
+            warming: Vec::new(),
+            alarm_set: Nanos::MAX,
+        }
+    }
+
+    pub(super) fn submit(&mut self, cell: &Arc<Cell>, terms: Terms, now: Nanos, chores: &mut Chores) {
+        match self.scheduler.submit(cell.clone(), cell.id, terms, now, &self.links) {
+            Ok(key) => cell.place.store(key.place, Ordering::Relaxed),
+            Err((cell, verdict)) => chores.resolved.push((cell, outcome_of(verdict, None))),
+        }
+    }
+
+    /// Takes in one frame from a worker that is ready.
+    pub(super) fn take_in(
+        &mut self,
+        worker: WorkerKey,
+        Frame { head, body }: Frame<Reply>,
+        now: Nanos,
+        chores: &mut Chores,
+    ) -> Result<(), Violation> {
+        let (seq, answer, outcome) = match head {
+            Reply::Value { seq, over_rss_mark: over_rss } => {
+                let answer = Answer { is_value: true, over_rss, ..Answer::default() };
+                (seq, answer, Some(Outcome::Value(body)))
+            }
+            Reply::Fault { seq, over_rss_mark: over_rss, dying, fault } => {
+                let answer = Answer { over_rss, dying, ..Answer::default() };
+                (seq, answer, Some(Outcome::Fault(Box::new(fault))))
+            }
+            Reply::Skipped { seq } => (seq, Answer { skipped: true, ..Answer::default() }, None),
+            Reply::Part { seq } => return self.take_in_part(worker, seq, body),
+            Reply::Began { seq } => {
+                let link = self.links.ready_mut(worker).ok_or(Violation)?;
+                link.began = (seq, now);
+                return Ok(());
+            }
+            Reply::Hello { .. } | Reply::Ready | Reply::NotReady { .. } => return Err(Violation),
+        };
+        let job = self.scheduler.answered(worker, seq, answer, now)?;
+        if let (Some(cell), Some(outcome)) = (job, outcome) {
+            chores.resolved.push((cell, outcome));
+        }
+        Ok(())
+    }
+
+    fn take_in_part(&mut self, worker: WorkerKey, seq: u64, body: Bytes) -> Result<(), Violation> {
+        // Parts of a task that is resolved already are of no use to anybody.
+        let cell = self.scheduler.task_at(worker, seq).and_then(|task| self.scheduler.job(task));
+        if cell.is_none_or(|cell| cell.add_part(body)) { Ok(()) } else { Err(Violation) }
+    }
+
+    /// Does what can be done under the lock, and notes the rest.
+    pub(super) fn carry_out(&mut self, chores: &mut Chores) {
+        let mut actions = std::mem::take(&mut self.scheduler.actions);
+        for action in actions.drain(..) {
+            self.act(action, chores);
+        }
+        // Its memory is kept.
+        self.scheduler.actions = actions;
+        if self.scheduler.next_alarm() < self.alarm_set {
+            self.alarm_set = self.scheduler.next_alarm();
+            chores.rings_earlier = true;
+        }
+    }
+
+    fn act(&mut self, action: Action<Arc<Cell>>, chores: &mut Chores) {
+        match action {
+            Action::Send { worker, seq, task } => self.send(worker, seq, task, chores),
+            Action::Resolve(cell, verdict) => {
+                let outcome = outcome_of(verdict, chores.died.as_ref());
+                chores.resolved.push((cell, outcome));
+            }
+            Action::Start(worker) => {
+                let called_off = CancellationToken::new();
+                self.links.set(worker, Some(Link::Starting { called_off: called_off.clone() }));
+                chores.start.push((worker, called_off));
+            }
+            Action::Cancel { worker, seq } => {
+                if let Some(link) = self.links.ready(worker) {
+                    link.outlet.push(&Request::Cancel { seq }, Bytes::new());
+                    chores.flush.push(link.outlet.clone());
+                }
+            }
+            Action::Close(worker) => {
+                chores.close.extend(self.links.ready(worker).map(|link| link.outlet.clone()))
+            }
+            Action::Kill { worker, unresponsive } => match self.links.0.get_mut(worker) {
+                Some(Some(Link::Ready(link))) => {
+                    link.is_unresponsive = unresponsive;
+                    link.killer.kill();
+                }
+                Some(Some(Link::Starting { called_off })) => called_off.cancel(),
+                _ => {}
+            },
+            Action::WarmedUp(result) => {
+                let waiting = self.warming.drain(..);
+                chores.warmed_up.extend(waiting.map(|sender| (sender, result.clone())));
+            }
+            Action::Terminated => chores.has_finished = true,
+        }
+    }
+
+    fn send(&self, worker: WorkerKey, seq: u64, task: TaskKey, chores: &mut Chores) {
+        let (Some(cell), Some(link)) = (self.scheduler.job(task), self.links.ready(worker)) else { return };
+        let extra = cell.extra.as_ref();
+        let run = Run {
+            seq,
+            id: cell.id,
+            shim: cell.shim,
+            attempt: self.scheduler.attempt(task),
+            timeout: extra.and_then(|extra| extra.timeout),
+            name: extra.and_then(|extra| extra.name.clone()),
+        };
+        let is_much = link.outlet.push(&Request::Run(run), cell.body());
+        let in_pipeline = self.scheduler.in_pipeline(worker);
+        if is_much || in_pipeline <= EAGER_TASKS {
+            let is_noted = chores.flush.last().is_some_and(|outlet| Arc::ptr_eq(outlet, &link.outlet));
+            if !is_noted {
+                chores.flush.push(link.outlet.clone());
+            }
+        }
+    }
+}
+
+fn outcome_of(verdict: Verdict, died: Option<&WorkerExit>) -> Outcome {
+    let error = match (verdict, died) {
+        (Verdict::Cancelled, _) => TaskError::Cancelled,
+        (Verdict::TimedOut(limit), _) => TaskError::TimedOut { limit: Duration::from_nanos(limit) },
+        (Verdict::Died, Some(exit)) => TaskError::WorkerDied(exit.clone()),
+        (Verdict::Broken(cause), _) => TaskError::PoolBroken(cause),
+        (Verdict::ShutDown, _) | (Verdict::Died, None) => TaskError::ShutDown,
+    };
+    Outcome::Error(Box::new(error))
+}
