@@ -2,9 +2,10 @@
 
 use super::scheduler::Config;
 use super::shared::{Settings, Shared, nanos};
+use super::submit::encode_arguments;
 use super::{ProcessPool, clock};
 use crate::process::{ForkServer, Launch, Preload, Spawn, Start, WorkerStdio};
-use crate::task::{Arguments, CodecStage, PoolError, TaskError, TaskRef, encode_limited};
+use crate::task::{Arguments, PoolError, TaskError, TaskRef};
 use bytes::Bytes;
 use std::ffi::OsStr;
 use std::panic::AssertUnwindSafe;
@@ -72,7 +73,7 @@ pub struct Builder {
 }
 
 /// A function to be called in another process, or why it cannot be.
-type Function = Result<(u64, Vec<u8>), PoolError>;
+type Function = Result<(u64, Bytes), PoolError>;
 
 impl Default for Builder {
     fn default() -> Builder {
@@ -146,7 +147,7 @@ impl Builder {
         A: Arguments<F, M>,
     {
         let _ = function;
-        self.initializer = Some(encode_function(TaskRef::single::<F, A, M>(), &arguments));
+        self.initializer = Some(encode_function::<F, A, M>(TaskRef::single::<F, A, M>(), &arguments));
         self
     }
 
@@ -163,7 +164,7 @@ impl Builder {
         A: Arguments<F, M>,
     {
         let _ = function;
-        self.preload = Some(encode_function(TaskRef::single::<F, A, M>(), &arguments));
+        self.preload = Some(encode_function::<F, A, M>(TaskRef::single::<F, A, M>(), &arguments));
         self
     }
 
@@ -300,7 +301,6 @@ impl Builder {
             StartMethod::ForkServer => Box::new(ForkServer::new(start)),
             StartMethod::Spawn => Box::new(Spawn::new(start)),
         };
-        let initializer = self.initializer.transpose()?;
         let settings = Settings {
             max_workers: self.workers,
             queue_capacity: self.queue_capacity,
@@ -308,7 +308,7 @@ impl Builder {
             task_timeout: self.task_timeout,
             memory_limit: self.worker_memory_limit,
             max_rss: self.max_worker_rss,
-            initializer: initializer.map(|(shim, arguments)| (shim, Bytes::from(arguments))),
+            initializer: self.initializer.transpose()?,
             start_timeout: self.start_timeout,
         };
         let config = Config {
@@ -349,14 +349,16 @@ impl Builder {
     }
 }
 
-fn encode_function<A: serde::Serialize>(task: TaskRef, arguments: &A) -> Function {
+fn encode_function<F, A, M>(task: TaskRef, arguments: &A) -> Function
+where
+    A: Arguments<F, M>,
+{
     let shim = task.offset().ok_or_else(|| PoolError::InvalidSetting {
         reason: TaskError::NotInMainImage { task: task.label.to_string() }.to_string(),
     })?;
-    let mut bytes = Vec::new();
-    encode_limited(arguments, &mut bytes, MAX_MESSAGE, CodecStage::EncodeArguments)
+    let arguments = encode_arguments::<F, A, M>(arguments, MAX_MESSAGE)
         .map_err(|fault| PoolError::InvalidSetting { reason: TaskError::from(fault).to_string() })?;
-    Ok((shim, bytes))
+    Ok((shim, arguments))
 }
 
 /// Makes sure that the runtime has the drivers that the pool's tasks need.

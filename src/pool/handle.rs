@@ -1,7 +1,7 @@
 //! What `submit` gives back.
 
 use super::cell::{Cell, Outcome};
-use crate::task::{CodecStage, TaskError, TaskId, decode};
+use crate::task::{CodecStage, TaskError, TaskId, decode_shared};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::marker::PhantomData;
@@ -95,13 +95,13 @@ impl<T> TaskHandle<T> {
     }
 }
 
-impl<T: DeserializeOwned> Future for TaskHandle<T> {
+impl<T: DeserializeOwned + 'static> Future for TaskHandle<T> {
     type Output = Result<T, TaskError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         self.poll_outcome(context).map(|outcome| {
             let bytes = outcome.into_result()?;
-            Ok(decode(&bytes, CodecStage::DecodeResult)?)
+            Ok(decode_shared(&bytes, CodecStage::DecodeResult)?)
         })
     }
 }

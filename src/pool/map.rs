@@ -4,11 +4,10 @@ use super::ProcessPool;
 use super::handle::TaskHandle;
 use super::shared::Order;
 use super::submit::encode_arguments;
-use crate::task::{CodecStage, Fault, TaskError, TaskRef, decode};
+use crate::task::{Arguments, CodecStage, Fault, TaskError, TaskRef, decode, decode_shared};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesOrdered, FuturesUnordered, Stream, StreamExt};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::fmt;
@@ -89,16 +88,16 @@ struct Chunk {
 }
 
 impl<I: Iterator, T> Map<I, T> {
-    pub(super) fn new(pool: ProcessPool, task: TaskRef, items: I) -> Map<I, T>
+    pub(super) fn new<F, M>(pool: ProcessPool, task: TaskRef, items: I) -> Map<I, T>
     where
-        I::Item: Serialize,
+        I::Item: Arguments<F, M>,
     {
         let timeout = pool.shared().settings.task_timeout;
         Map {
             pool,
             task,
             items: items.fuse(),
-            encode: encode_arguments::<I::Item>,
+            encode: encode_arguments::<F, I::Item, M>,
             options: Options { timeout, ..Options::default() },
             in_flight: InFlight::Ordered(FuturesOrdered::new()),
             pulled: None,
@@ -226,7 +225,7 @@ impl InFlight {
 /// Nothing in it is pinned by its being pinned.
 impl<I: Iterator, T> Unpin for Map<I, T> {}
 
-impl<I: Iterator, T: DeserializeOwned> Stream for Map<I, T> {
+impl<I: Iterator, T: DeserializeOwned + 'static> Stream for Map<I, T> {
     type Item = Result<T, TaskError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -234,7 +233,7 @@ impl<I: Iterator, T: DeserializeOwned> Stream for Map<I, T> {
             self.fill();
             if let Some(result) = self.results.pop_front() {
                 self.open -= 1;
-                let value = result.and_then(|bytes| Ok(decode(&bytes, CodecStage::DecodeResult)?));
+                let value = result.and_then(|bytes| Ok(decode_shared(&bytes, CodecStage::DecodeResult)?));
                 return Poll::Ready(Some(value));
             }
             let Some(chunk) = ready!(self.in_flight.poll_next(context)) else {

@@ -24,6 +24,7 @@ use shared::Shared;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use submit::encode_arguments;
 
 /// A pool of worker processes that run functions of this program.
 ///
@@ -133,7 +134,8 @@ impl ProcessPool {
     {
         // Only its type is needed, and it has no more than that.
         let _ = function;
-        TaskBuilder::new(self.clone(), TaskRef::single::<F, A, M>(), &arguments)
+        let body = encode_arguments::<F, A, M>(&arguments, self.shared().settings.max_message);
+        TaskBuilder::new(self.clone(), TaskRef::single::<F, A, M>(), body)
     }
 
     /// Calls `function` with each item of an iterator, and yields the results as a stream.
@@ -152,7 +154,7 @@ impl ProcessPool {
         I::Item: Arguments<F, M>,
     {
         let _ = function;
-        Map::new(self.clone(), TaskRef::chunk::<F, I::Item, M>(), items.into_iter())
+        Map::new::<F, M>(self.clone(), TaskRef::chunk::<F, I::Item, M>(), items.into_iter())
     }
 
     /// Waits for room in a bounded queue.

@@ -3,9 +3,8 @@
 use super::ProcessPool;
 use super::handle::TaskHandle;
 use super::shared::Order;
-use crate::task::{Arguments, CodecStage, Fault, Priority, TaskError, TaskRef, encode_limited};
+use crate::task::{Arguments, Fault, Priority, Sink, TaskError, TaskRef};
 use bytes::Bytes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::marker::PhantomData;
@@ -25,10 +24,8 @@ pub struct TaskBuilder<T> {
 }
 
 impl<T> TaskBuilder<T> {
-    pub(super) fn new<A: Serialize>(pool: ProcessPool, task: TaskRef, arguments: &A) -> TaskBuilder<T> {
-        let settings = &pool.shared().settings;
-        let order = Order { timeout: settings.task_timeout, ..Order::default() };
-        let body = encode_arguments(arguments, settings.max_message);
+    pub(super) fn new(pool: ProcessPool, task: TaskRef, body: Result<Bytes, Fault>) -> TaskBuilder<T> {
+        let order = Order { timeout: pool.shared().settings.task_timeout, ..Order::default() };
         TaskBuilder { pool, task, body, order, result: PhantomData }
     }
 
@@ -66,7 +63,7 @@ impl<T> TaskBuilder<T> {
     }
 }
 
-impl<T: DeserializeOwned> IntoFuture for TaskBuilder<T> {
+impl<T: DeserializeOwned + 'static> IntoFuture for TaskBuilder<T> {
     type Output = Result<T, TaskError>;
     type IntoFuture = TaskHandle<T>;
 
@@ -126,9 +123,14 @@ impl fmt::Debug for Permit {
 }
 
 /// Encodes a task's arguments, up to the limit of the pool.
-pub(super) fn encode_arguments<A: Serialize>(arguments: &A, limit: u64) -> Result<Bytes, Fault> {
+pub(super) fn encode_arguments<F, A, M>(arguments: &A, limit: u64) -> Result<Bytes, Fault>
+where
+    A: Arguments<F, M>,
+{
     let mut body = Vec::new();
-    encode_limited(arguments, &mut body, limit, CodecStage::EncodeArguments)?;
+    let mut sink = Sink::new(&mut body, limit);
+    arguments.encode(&mut sink)?;
+    sink.finish()?;
     // With its memory cut to size, the buffer need not be moved for its handle's sake.
     Ok(body.into_boxed_slice().into())
 }

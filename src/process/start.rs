@@ -9,6 +9,7 @@ use crate::sys::child::{Ended, ProcessFd, try_wait};
 use crate::sys::readiness::{watch_process, watch_socket};
 use crate::task::PoolError;
 use crate::wire::{PROTOCOL, Page, build_identity};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
@@ -48,7 +49,7 @@ pub(crate) struct Start {
 #[derive(Clone, Debug)]
 pub(crate) struct Preload {
     pub(crate) shim: u64,
-    pub(crate) arguments: Vec<u8>,
+    pub(crate) arguments: Bytes,
 }
 
 /// A started process before anything else is known of it: killed and reaped when dropped.

@@ -85,14 +85,8 @@ impl fmt::Display for TaskError {
     }
 }
 
-impl std::error::Error for TaskError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            TaskError::PoolBroken(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+/// Its text tells the whole story, so there is no separate source.
+impl std::error::Error for TaskError {}
 
 impl From<Fault> for TaskError {
     fn from(fault: Fault) -> TaskError {
@@ -376,11 +370,5 @@ impl fmt::Display for PoolError {
     }
 }
 
-impl std::error::Error for PoolError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            PoolError::Initializer(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+/// Its text tells the whole story, so there is no separate source.
+impl std::error::Error for PoolError {}

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use super::codec;
+use super::codec::{self, Source};
 use super::error::CodecStage;
 use super::fault::Fault;
 use super::shape::Arguments;
@@ -128,7 +128,9 @@ where
     F: Copy + 'static,
     A: Arguments<F, M>,
 {
-    let arguments: A = codec::decode(call.input, CodecStage::DecodeArguments)?;
+    let mut source = Source::new(call.input);
+    let arguments = A::decode(&mut source)?;
+    source.finish::<A>(CodecStage::DecodeArguments)?;
     arguments.apply(conjure::<F>(), call)
 }
 
@@ -162,7 +164,7 @@ where
         if let Err(fault) = done {
             output.clear();
             output.push(1);
-            codec::encode(&fault, &mut output).map_err(|_| Fault::malformed_chunk())?;
+            codec::encode_result(&fault.bounded(), &mut output, u64::MAX)?;
         }
         host.send_part(&output);
     }
@@ -193,13 +195,17 @@ mod tests {
         TaskRef::single::<F, A, M>()
     }
 
+    fn arguments_encode(arguments: &(u32, u32), input: &mut Vec<u8>) {
+        codec::encode_limited(arguments, input, 100, CodecStage::EncodeArguments).unwrap();
+    }
+
     #[test]
     fn a_function_survives_the_way_through_its_offset() {
         let arguments = (1u32, 2u32);
         let task = task_of(add, &arguments);
         let shim = resolve(task.offset().unwrap()).unwrap();
         let (mut input, mut output) = (Vec::new(), Vec::new());
-        codec::encode(&arguments, &mut input).unwrap();
+        arguments_encode(&arguments, &mut input);
         let mut call = Call { input: &input, output: &mut output, limit: 10, host: &NoHost };
         shim(&mut call).unwrap();
         assert_eq!(codec::decode::<u32>(&output, CodecStage::DecodeResult).unwrap(), 3);

@@ -1,5 +1,7 @@
 //! Which functions can be tasks, with which arguments and results.
 
+use super::codec::{Sink, Source};
+use super::error::CodecStage;
 use super::fault::Fault;
 use super::function::{Call, Host};
 use super::{codec, fault};
@@ -23,9 +25,16 @@ use std::marker::PhantomData;
     note = "a task's function takes one argument, or as many as the tuple of arguments (0 to 8) has elements, by value",
     note = "the arguments and the result must be `serde::Serialize + serde::de::DeserializeOwned`; a task may also return `anyhow::Result<R>`, or be async"
 )]
-pub trait Arguments<F, M>: Serialize + DeserializeOwned {
+pub trait Arguments<F, M>: Serialize + DeserializeOwned + 'static {
     /// What a handle of the task yields.
-    type Output: DeserializeOwned;
+    type Output: DeserializeOwned + 'static;
+
+    /// Appends the encoding of the arguments.
+    #[doc(hidden)]
+    fn encode(&self, sink: &mut Sink<'_>) -> Result<(), Fault>;
+
+    #[doc(hidden)]
+    fn decode(source: &mut Source<'_>) -> Result<Self, Fault>;
 
     #[doc(hidden)]
     fn apply(self, function: F, call: &mut Call<'_>) -> Result<(), Fault>;
@@ -45,7 +54,7 @@ pub trait Arguments<F, M>: Serialize + DeserializeOwned {
 )]
 pub trait Returned<M> {
     /// What a handle of the task yields.
-    type Output: DeserializeOwned;
+    type Output: DeserializeOwned + 'static;
 
     #[doc(hidden)]
     fn deliver(self, call: &mut Call<'_>) -> Result<(), Fault>;
@@ -73,7 +82,7 @@ mod marker {
     pub struct Tuple<M>(PhantomData<M>);
 }
 
-impl<R: Serialize + DeserializeOwned> Returned<marker::Plain> for R {
+impl<R: Serialize + DeserializeOwned + 'static> Returned<marker::Plain> for R {
     type Output = R;
 
     fn deliver(self, call: &mut Call<'_>) -> Result<(), Fault> {
@@ -81,7 +90,7 @@ impl<R: Serialize + DeserializeOwned> Returned<marker::Plain> for R {
     }
 }
 
-impl<R: Serialize + DeserializeOwned> Returned<marker::Anyhow> for Result<R, anyhow::Error> {
+impl<R: Serialize + DeserializeOwned + 'static> Returned<marker::Anyhow> for Result<R, anyhow::Error> {
     type Output = R;
 
     fn deliver(self, call: &mut Call<'_>) -> Result<(), Fault> {
@@ -131,10 +140,18 @@ impl Returned<marker::Diverging> for Bang {
 impl<F, A, R, M> Arguments<F, marker::One<M>> for A
 where
     F: Fn(A) -> R,
-    A: Serialize + DeserializeOwned,
+    A: Serialize + DeserializeOwned + 'static,
     R: Returned<M>,
 {
     type Output = R::Output;
+
+    fn encode(&self, sink: &mut Sink<'_>) -> Result<(), Fault> {
+        sink.push(self, CodecStage::EncodeArguments)
+    }
+
+    fn decode(source: &mut Source<'_>) -> Result<Self, Fault> {
+        source.take(CodecStage::DecodeArguments)
+    }
 
     fn apply(self, function: F, call: &mut Call<'_>) -> Result<(), Fault> {
         function(self).deliver(call)
@@ -146,10 +163,23 @@ macro_rules! tuples {
         impl<F, $($argument,)* R, M> Arguments<F, marker::Tuple<M>> for ($($argument,)*)
         where
             F: Fn($($argument),*) -> R,
-            Self: Serialize + DeserializeOwned,
+            $($argument: Serialize + DeserializeOwned + 'static,)*
             R: Returned<M>,
         {
             type Output = R::Output;
+
+            // Element by element, which is how postcard encodes a tuple.
+            #[allow(non_snake_case, unused_variables)]
+            fn encode(&self, sink: &mut Sink<'_>) -> Result<(), Fault> {
+                let ($($argument,)*) = self;
+                $(sink.push($argument, CodecStage::EncodeArguments)?;)*
+                Ok(())
+            }
+
+            #[allow(unused_variables)]
+            fn decode(source: &mut Source<'_>) -> Result<Self, Fault> {
+                Ok(($(source.take::<$argument>(CodecStage::DecodeArguments)?,)*))
+            }
 
             #[allow(non_snake_case)]
             fn apply(self, function: F, call: &mut Call<'_>) -> Result<(), Fault> {
