@@ -13,7 +13,7 @@ use super::stats::WorkerInfo;
 use crate::process::Launch;
 use crate::sys::monotonic_now;
 use crate::task::{Fault, PoolError, TaskError, TaskRef, WorkerExit};
-use crate::wire::{Frame, Reply};
+use crate::wire::Batch;
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -250,14 +250,11 @@ impl Shared {
         });
     }
 
-    /// Takes in what a worker has sent; the frames are used up.
-    pub(super) fn answered(
-        self: &Arc<Self>,
-        worker: WorkerKey,
-        frames: &mut Vec<Frame<Reply>>,
-    ) -> Result<(), Violation> {
+    /// Takes in what a worker has said.
+    pub(super) fn answered(self: &Arc<Self>, worker: WorkerKey, batch: &mut Batch) -> Result<(), Violation> {
         self.with(|state, chores, now| {
-            let taken_in = frames.drain(..).try_for_each(|frame| state.take_in(worker, frame, now, chores));
+            let taken_in =
+                batch.drain().try_for_each(|(reply, body)| state.take_in(worker, reply, body, now, chores));
             state.scheduler.answers_end(worker, now, &state.links);
             // What was gathered while the worker had enough to go on with.
             chores.flush.extend(state.links.ready(worker).map(|link| link.outlet.clone()));
@@ -301,6 +298,10 @@ impl Shared {
     }
 
     fn run(self: &Arc<Self>, chores: Chores) {
+        for copy in chores.copy {
+            copy.page.write_request(copy.at, &copy.body);
+            copy.outlet.release();
+        }
         for outlet in chores.flush {
             outlet.flush();
         }
