@@ -34,7 +34,7 @@ impl<'a> Sink<'a> {
             Some(bytes) => postcard::serialize_with_flavor(&Whole(bytes), &mut *self),
             None => postcard::serialize_with_flavor(value, &mut *self),
         };
-        done.map_err(|error| codec_fault::<T>(stage, &error))
+        done.map_err(|error| codec_fault::<T>(stage, &error, || why_not_encoded(value)))
     }
 
     /// Finishes what was pushed.
@@ -118,7 +118,7 @@ pub(crate) fn push_body<T: Serialize + 'static>(
     match plain_bytes(value) {
         Some(bytes) => {
             let mut sink = sink;
-            sink.try_extend(bytes).map_err(|error| codec_fault::<T>(stage, &error))
+            sink.try_extend(bytes).map_err(|error| codec_fault::<T>(stage, &error, || None))
         }
         None => sink.push(value, stage),
     }
@@ -169,7 +169,7 @@ pub(crate) fn from_body<T: DeserializeOwned + 'static>(body: Bytes, stage: Codec
     match (whole, body) {
         (None, Some(body)) => decode(&body, stage),
         (Some(value), _) => Ok(value),
-        (None, None) => Err(codec_fault::<T>(stage, &postcard::Error::SerdeDeCustom)),
+        (None, None) => Err(codec_fault::<T>(stage, &postcard::Error::SerdeDeCustom, || None)),
     }
 }
 
@@ -216,8 +216,8 @@ impl<'a> Source<'a> {
                 rest
             }),
         };
-        self.0 = taken.map_err(|error| codec_fault::<T>(stage, &error))?;
-        whole.ok_or_else(|| codec_fault::<T>(stage, &postcard::Error::SerdeDeCustom))
+        self.0 = taken.map_err(|error| codec_fault::<T>(stage, &error, || why_not_decoded::<T>(self.0)))?;
+        whole.ok_or_else(|| codec_fault::<T>(stage, &postcard::Error::SerdeDeCustom, || None))
     }
 
     /// Makes sure that nothing is left.
@@ -238,8 +238,33 @@ pub(crate) fn decode<T: DeserializeOwned + 'static>(bytes: &[u8], stage: CodecSt
     Ok(value)
 }
 
-fn codec_fault<T: ?Sized>(stage: CodecStage, error: &postcard::Error) -> Fault {
-    Fault::Codec(CodecReport { stage, type_name: type_name::<T>().into(), cause: error.to_string() })
+fn codec_fault<T: ?Sized>(
+    stage: CodecStage,
+    error: &postcard::Error,
+    why: impl FnOnce() -> Option<String>,
+) -> Fault {
+    let is_of_the_type = matches!(error, postcard::Error::SerdeSerCustom | postcard::Error::SerdeDeCustom);
+    let cause = if is_of_the_type { why() } else { None };
+    let cause = cause.unwrap_or_else(|| error.to_string());
+    Fault::Codec(CodecReport { stage, type_name: type_name::<T>().into(), cause })
+}
+
+/// What a type says for a reason when it will not be encoded. postcard drops that, so it is done
+/// once more in a way that keeps it.
+fn why_not_encoded<T: Serialize>(value: &T) -> Option<String> {
+    let mut dropped = Vec::new();
+    let mut sink = Sink::new(&mut dropped, 0);
+    let mut serializer = postcard::Serializer { output: &mut sink };
+    let mut serializer = <dyn erased_serde::Serializer>::erase(&mut serializer);
+    let done = erased_serde::Serialize::erased_serialize(value, &mut serializer);
+    done.err().map(|error| error.to_string())
+}
+
+/// The same for a type that will not be decoded.
+fn why_not_decoded<T: DeserializeOwned>(bytes: &[u8]) -> Option<String> {
+    let mut deserializer = postcard::Deserializer::from_bytes(bytes);
+    let mut deserializer = <dyn erased_serde::Deserializer<'_>>::erase(&mut deserializer);
+    erased_serde::deserialize::<T>(&mut deserializer).err().map(|error| error.to_string())
 }
 
 #[cfg(test)]
