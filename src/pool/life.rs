@@ -34,7 +34,7 @@ pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: Can
         started = shared.launcher.start() => started,
     };
     let mut life = match started {
-        Ok(process) => Life::new(process, shared.settings.max_message),
+        Ok(process) => Life::new(process, &shared),
         Err(error) => return shared.start_failed(worker, error),
     };
     let ready = tokio::select! {
@@ -80,16 +80,16 @@ impl Drop for Life {
 }
 
 impl Life {
-    fn new(process: Process, max_message: u64) -> Life {
-        let stdout = (process.stdout.tail(), process.stdout.follow());
-        let stderr = (process.stderr.tail(), process.stderr.follow());
+    fn new(process: Process, shared: &Shared) -> Life {
+        let stdout = (process.stdout.tail(), process.stdout.follow(&shared.outputs));
+        let stderr = (process.stderr.tail(), process.stderr.follow(&shared.outputs));
         let page = process.page.map(Arc::new);
         Life {
             pid: process.pid,
             started: Instant::now(),
             outlet: Arc::new(Outlet::new(process.requests)),
             results: process.results,
-            incoming: Incoming::new(page.clone(), max_message, READ_SIZE),
+            incoming: Incoming::new(page.clone(), shared.settings.max_message, READ_SIZE),
             batch: Batch::default(),
             page,
             killer: process.killer,
@@ -112,6 +112,7 @@ impl Life {
             stdout: self.stdout.0.clone(),
             stderr: self.stderr.0.clone(),
             is_unresponsive: false,
+            written: 0,
         }
     }
 

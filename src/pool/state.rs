@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-/// How many tasks in a worker's pipeline are worth a write of their own for each. With more, the
-/// worker has enough to go on with until its next answers are read, and frames are gathered.
+/// So many tasks are written to a worker's pipe each on its own. With more, the worker has enough
+/// to go on with until its next answers are read, and frames are gathered.
 const EAGER_TASKS: u64 = 4;
 
 pub(super) struct State {
@@ -55,6 +55,8 @@ pub(super) struct ReadyLink {
     pub(super) stdout: Tail,
     pub(super) stderr: Tail,
     pub(super) is_unresponsive: bool,
+    /// The number of the last task that was written to the pipe, rather than gathered.
+    pub(super) written: u64,
 }
 
 /// Large arguments to be copied into memory that is shared with a worker, whose outlet is held
@@ -83,7 +85,7 @@ impl Links {
         }
     }
 
-    fn ready_mut(&mut self, worker: WorkerKey) -> Option<&mut ReadyLink> {
+    pub(super) fn ready_mut(&mut self, worker: WorkerKey) -> Option<&mut ReadyLink> {
         match self.0.get_mut(worker)? {
             Some(Link::Ready(link)) => Some(link),
             _ => None,
@@ -272,8 +274,11 @@ impl State {
             }
             None => link.outlet.push(&Request::Run(run), body),
         };
-        let in_pipeline = self.scheduler.in_pipeline(worker);
-        if is_much || in_pipeline <= EAGER_TASKS {
+        // As long as the worker has some to go on with whose answers are still to come, others may
+        // be gathered: with those answers they are written.
+        let at_work = (link.written + 1).saturating_sub(self.scheduler.first_in_pipeline(worker));
+        if is_much || at_work < EAGER_TASKS {
+            link.written = seq;
             let is_noted = chores.flush.last().is_some_and(|outlet| Arc::ptr_eq(outlet, &link.outlet));
             if !is_noted {
                 chores.flush.push(link.outlet.clone());
