@@ -2,7 +2,6 @@
 
 use super::scheduler::Config;
 use super::shared::{Settings, Shared, nanos};
-use super::submit::encode_arguments;
 use super::{ProcessPool, clock};
 use crate::process::{ForkServer, Launch, Preload, Spawn, Start, WorkerStdio};
 use crate::task::{Arguments, PoolError, TaskError, TaskRef};
@@ -147,7 +146,7 @@ impl Builder {
         A: Arguments<F, M>,
     {
         let _ = function;
-        self.initializer = Some(encode_function::<F, A, M>(TaskRef::single::<F, A, M>(), &arguments));
+        self.initializer = Some(encode_function::<F, A, M>(TaskRef::single::<F, A, M>(), arguments));
         self
     }
 
@@ -164,7 +163,7 @@ impl Builder {
         A: Arguments<F, M>,
     {
         let _ = function;
-        self.preload = Some(encode_function::<F, A, M>(TaskRef::single::<F, A, M>(), &arguments));
+        self.preload = Some(encode_function::<F, A, M>(TaskRef::single::<F, A, M>(), arguments));
         self
     }
 
@@ -349,14 +348,15 @@ impl Builder {
     }
 }
 
-fn encode_function<F, A, M>(task: TaskRef, arguments: &A) -> Function
+fn encode_function<F, A, M>(task: TaskRef, arguments: A) -> Function
 where
     A: Arguments<F, M>,
 {
     let shim = task.offset().ok_or_else(|| PoolError::InvalidSetting {
         reason: TaskError::NotInMainImage { task: task.label.to_string() }.to_string(),
     })?;
-    let arguments = encode_arguments::<F, A, M>(arguments, MAX_MESSAGE)
+    let arguments = arguments
+        .into_body(MAX_MESSAGE)
         .map_err(|fault| PoolError::InvalidSetting { reason: TaskError::from(fault).to_string() })?;
     Ok((shim, arguments))
 }

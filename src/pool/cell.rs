@@ -48,7 +48,14 @@ pub(super) struct Extra {
     /// How many items a chunk has; 0 for a single task.
     items: usize,
     /// The results of a chunk's items so far.
-    parts: Mutex<Vec<Bytes>>,
+    parts: Mutex<Parts>,
+}
+
+/// The results of a chunk's items: each its length (u32, little-endian) and its bytes.
+#[derive(Default)]
+pub(super) struct Parts {
+    pub(super) count: usize,
+    pub(super) bytes: Vec<u8>,
 }
 
 impl Extra {
@@ -148,18 +155,21 @@ impl Cell {
     }
 
     /// Keeps the result of a chunk's next item; false if it has no more items.
-    pub(super) fn add_part(&self, part: Bytes) -> bool {
+    pub(super) fn add_part(&self, part: &[u8]) -> bool {
         let Some(extra) = &self.extra else { return false };
         let mut parts = lock(&extra.parts);
-        let has_more = parts.len() < extra.items;
-        if has_more {
-            parts.push(part);
+        if parts.count == extra.items {
+            return false;
         }
-        has_more
+        parts.count += 1;
+        // The maximum message size is below 4 GiB.
+        parts.bytes.extend_from_slice(&(part.len() as u32).to_le_bytes());
+        parts.bytes.extend_from_slice(part);
+        true
     }
 
-    pub(super) fn take_parts(&self) -> Vec<Bytes> {
-        self.extra.as_ref().map_or_else(Vec::new, |extra| std::mem::take(&mut lock(&extra.parts)))
+    pub(super) fn take_parts(&self) -> Parts {
+        self.extra.as_ref().map_or_else(Parts::default, |extra| std::mem::take(&mut lock(&extra.parts)))
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot> {

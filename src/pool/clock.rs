@@ -7,6 +7,9 @@ use std::time::Duration;
 /// What is waited for when there is no alarm.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
+/// How long to wait at the end until what workers have written has been passed on.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
+
 /// Runs until the pool has finished, then stops what is left beside the workers.
 pub(super) async fn run(shared: Arc<Shared>) {
     let guard = Guard(shared);
@@ -20,6 +23,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
     }
     shared.launcher.stop().await;
+    shared.outputs.close();
+    // Past the limit the program's standard error is stuck, and what is left is lost.
+    let _ = tokio::time::timeout(OUTPUT_LIMIT, shared.outputs.wait()).await;
     shared.terminated.cancel();
 }
 

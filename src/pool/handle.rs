@@ -1,7 +1,7 @@
 //! What `submit` gives back.
 
 use super::cell::{Cell, Outcome};
-use crate::task::{CodecStage, TaskError, TaskId, decode_shared};
+use crate::task::{CodecStage, TaskError, TaskId, from_body};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::marker::PhantomData;
@@ -101,7 +101,7 @@ impl<T: DeserializeOwned + 'static> Future for TaskHandle<T> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         self.poll_outcome(context).map(|outcome| {
             let bytes = outcome.into_result()?;
-            Ok(decode_shared(&bytes, CodecStage::DecodeResult)?)
+            Ok(from_body(bytes, CodecStage::DecodeResult)?)
         })
     }
 }

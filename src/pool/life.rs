@@ -8,14 +8,12 @@ use crate::process::{Follower, Killer, Process, Tail};
 use crate::sys::child::{Ended, exit_code, exit_signal};
 use crate::sys::fault::STACK_OVERFLOW;
 use crate::task::{ExitCause, ExitReport, PoolError, WorkerExit};
-use crate::wire::{Frame, FrameCodec, FrameError, PROTOCOL, Reply, Request, Setup, build_identity};
-use bytes::BytesMut;
+use crate::wire::{Batch, Incoming, PROTOCOL, Page, Reply, Request, Setup, build_identity};
 use futures::future::{BoxFuture, FutureExt};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio_util::codec::Decoder;
 use tokio_util::sync::CancellationToken;
 
 /// How long a started worker may take to say its first word, before the initializer.
@@ -36,7 +34,7 @@ pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: Can
         started = shared.launcher.start() => started,
     };
     let mut life = match started {
-        Ok(process) => Life::new(process, shared.settings.max_message),
+        Ok(process) => Life::new(process, &shared),
         Err(error) => return shared.start_failed(worker, error),
     };
     let ready = tokio::select! {
@@ -61,9 +59,9 @@ struct Life {
     started: Instant,
     outlet: Arc<Outlet>,
     results: pipe::Receiver,
-    codec: FrameCodec<Reply>,
-    bytes: BytesMut,
-    page: Option<crate::wire::Page>,
+    incoming: Incoming,
+    batch: Batch,
+    page: Option<Arc<Page>>,
     killer: Killer,
     stdout: (Tail, Follower),
     stderr: (Tail, Follower),
@@ -82,17 +80,18 @@ impl Drop for Life {
 }
 
 impl Life {
-    fn new(process: Process, max_message: u64) -> Life {
-        let stdout = (process.stdout.tail(), process.stdout.follow());
-        let stderr = (process.stderr.tail(), process.stderr.follow());
+    fn new(process: Process, shared: &Shared) -> Life {
+        let stdout = (process.stdout.tail(), process.stdout.follow(&shared.outputs));
+        let stderr = (process.stderr.tail(), process.stderr.follow(&shared.outputs));
+        let page = process.page.map(Arc::new);
         Life {
             pid: process.pid,
             started: Instant::now(),
             outlet: Arc::new(Outlet::new(process.requests)),
             results: process.results,
-            codec: FrameCodec::new(max_message),
-            bytes: BytesMut::with_capacity(READ_SIZE),
-            page: process.page,
+            incoming: Incoming::new(page.clone(), shared.settings.max_message, READ_SIZE),
+            batch: Batch::default(),
+            page,
             killer: process.killer,
             stdout,
             stderr,
@@ -106,12 +105,14 @@ impl Life {
             pid: self.pid,
             started: self.started,
             outlet: self.outlet.clone(),
-            page: self.page.take(),
+            page: self.page.clone(),
+            room: Page::room_for_requests(),
             began: (0, 0),
             killer: self.killer.clone(),
             stdout: self.stdout.0.clone(),
             stderr: self.stderr.0.clone(),
             is_unresponsive: false,
+            written: 0,
         }
     }
 
@@ -149,13 +150,12 @@ impl Life {
         let outlet = self.outlet.clone();
         let reply = async {
             loop {
-                match self.codec.decode(&mut self.bytes) {
+                match self.incoming.next_frame() {
                     Ok(Some(frame)) => return Ok(frame.head),
                     Ok(None) => {}
                     Err(error) => return Err(not_ready(format!("the worker {error}"))),
                 }
-                self.bytes.reserve(READ_SIZE);
-                if !matches!(self.results.read_buf(&mut self.bytes).await, Ok(1..)) {
+                if !matches!(self.results.read_buf(self.incoming.buffer(READ_SIZE)).await, Ok(1..)) {
                     break;
                 }
             }
@@ -174,72 +174,75 @@ impl Life {
         }
     }
 
-    /// Passes on what the worker says until it has ended; an error if it says what none should.
+    /// Passes on what the worker says until it has ended; a text if it says what none should.
     async fn listen(&mut self, shared: &Arc<Shared>, worker: WorkerKey) -> Option<String> {
         let outlet = self.outlet.clone();
         let mut pump = std::pin::pin!(outlet.pump());
-        let mut frames = Vec::new();
         loop {
-            self.bytes.reserve(READ_SIZE);
-            tokio::select! {
-                biased;
-                read = self.results.read_buf(&mut self.bytes) => {
-                    if !matches!(read, Ok(1..)) {
-                        // Without its results it is of no use, should it still live.
-                        self.killer.kill();
-                        return None;
-                    }
-                    if let Err(violation) = self.take_in(shared, worker, &mut frames) {
-                        self.killer.kill();
-                        return Some(violation);
-                    }
+            match self.take_in(shared, worker) {
+                Err(violation) => {
+                    self.killer.kill();
+                    return Some(violation);
                 }
-                () = &mut pump => {}
-                end = &mut self.ended => {
-                    self.end = Some(end);
-                    return self.read_rest(shared, worker, &mut frames);
+                // There may be more already; others have their turn, and then there is.
+                Ok(true) => tokio::select! {
+                    biased;
+                    () = &mut pump => {}
+                    end = &mut self.ended => return self.hear_the_rest(end, shared, worker),
+                    () = tokio::task::yield_now() => {}
+                },
+                Ok(false) if self.incoming.may_sleep() => {
+                    tokio::select! {
+                        biased;
+                        read = self.results.read_buf(self.incoming.buffer(READ_SIZE)) => {
+                            if !matches!(read, Ok(1..)) {
+                                // Without its results it is of no use, should it still live.
+                                self.killer.kill();
+                                return self.take_in(shared, worker).err();
+                            }
+                        }
+                        () = &mut pump => {}
+                        end = &mut self.ended => return self.hear_the_rest(end, shared, worker),
+                    }
+                    self.incoming.wake();
                 }
+                Ok(false) => {}
             }
         }
     }
 
-    fn take_in(
-        &mut self,
-        shared: &Arc<Shared>,
-        worker: WorkerKey,
-        frames: &mut Vec<Frame<Reply>>,
-    ) -> Result<(), String> {
-        let decoded = loop {
-            match self.codec.decode(&mut self.bytes) {
-                Ok(Some(frame)) => frames.push(frame),
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            }
-        };
-        let taken = shared.answered(worker, frames);
-        decoded.map_err(|error: FrameError| error.to_string())?;
-        taken.map_err(|Violation| "answered a task that it had not been given".to_string())
+    /// Passes on what has come; whether there was anything.
+    fn take_in(&mut self, shared: &Arc<Shared>, worker: WorkerKey) -> Result<bool, String> {
+        let gathered = self.incoming.gather(&mut self.batch);
+        let is_empty = self.batch.is_empty();
+        if !is_empty {
+            let taken = shared.answered(worker, &mut self.batch);
+            taken.map_err(|Violation| "answered a task that it had not been given".to_string())?;
+        }
+        gathered.map_err(|error| error.to_string())?;
+        Ok(!is_empty)
     }
 
-    /// Reads what the worker had sent before it ended.
-    fn read_rest(
+    /// The process has ended: passes on what it had said.
+    fn hear_the_rest(
         &mut self,
+        end: Option<Ended>,
         shared: &Arc<Shared>,
         worker: WorkerKey,
-        frames: &mut Vec<Frame<Reply>>,
     ) -> Option<String> {
+        self.end = Some(end);
         let mut total = 0;
-        while total < LAST_READS {
-            self.bytes.reserve(READ_SIZE);
-            match self.results.try_read_buf(&mut self.bytes) {
-                Ok(read @ 1..) => total += read,
-                _ => break,
+        loop {
+            match self.take_in(shared, worker) {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(violation) => return Some(violation),
             }
-            if let Err(violation) = self.take_in(shared, worker, frames) {
-                return Some(violation);
+            match self.results.try_read_buf(self.incoming.buffer(READ_SIZE)) {
+                Ok(read @ 1..) if total < LAST_READS => total += read,
+                _ => return None,
             }
         }
-        None
     }
 
     /// Waits until the process has ended, and tells what is known of that.

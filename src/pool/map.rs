@@ -1,10 +1,10 @@
 //! One function over many items.
 
 use super::ProcessPool;
+use super::cell::Parts;
 use super::handle::TaskHandle;
 use super::shared::Order;
-use super::submit::encode_arguments;
-use crate::task::{Arguments, CodecStage, Fault, TaskError, TaskRef, decode, decode_shared};
+use crate::task::{Arguments, CodecStage, Fault, Sink, TaskError, TaskRef, decode, from_body};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesOrdered, FuturesUnordered, Stream, StreamExt};
@@ -54,16 +54,16 @@ pub struct Map<I: Iterator, T> {
     pool: ProcessPool,
     task: TaskRef,
     items: std::iter::Fuse<I>,
-    encode: fn(&I::Item, u64) -> Result<Bytes, Fault>,
+    encode: fn(&I::Item, &mut Sink<'_>) -> Result<(), Fault>,
     options: Options,
     in_flight: InFlight,
-    /// An item that did not fit into the last chunk, or could not be encoded.
-    pulled: Option<Result<Bytes, Fault>>,
+    /// An item that could not be encoded, and belongs behind the last chunk.
+    failed: Option<Fault>,
     /// Items pulled whose results were not yielded.
     open: usize,
     /// Items that the next chunk will have, as the cost of an item suggests.
     suggested_chunk: usize,
-    results: VecDeque<ItemResult>,
+    results: Results,
     result: PhantomData<fn() -> T>,
 }
 
@@ -74,7 +74,57 @@ struct Options {
     timeout: Option<Duration>,
 }
 
-type ItemResult = Result<Bytes, TaskError>;
+/// Encoded items, or results: each its length (u32, little-endian) and its bytes.
+#[derive(Default)]
+struct Items {
+    count: usize,
+    bytes: Bytes,
+}
+
+impl Items {
+    fn pop(&mut self) -> Option<Bytes> {
+        let length = u32::from_le_bytes(*self.bytes.first_chunk::<4>()?) as usize;
+        self.count = self.count.checked_sub(1)?;
+        let end = self.bytes.len().min(4 + length);
+        Some(self.bytes.split_to(end).split_off(4))
+    }
+
+    fn skip(&mut self, items: usize) {
+        for _ in 0..items {
+            self.pop();
+        }
+    }
+}
+
+/// Results that are ready, in order.
+#[derive(Default)]
+struct Results(VecDeque<Ready>);
+
+enum Ready {
+    Parts(Items),
+    Failed(TaskError, usize),
+}
+
+impl Results {
+    fn pop(&mut self) -> Option<Result<Bytes, TaskError>> {
+        while let Some(first) = self.0.front_mut() {
+            match first {
+                Ready::Parts(items) => {
+                    if let Some(part) = items.pop() {
+                        return Some(part_result(part));
+                    }
+                }
+                Ready::Failed(error, count @ 1..) => {
+                    *count -= 1;
+                    return Some(Err(error.clone()));
+                }
+                Ready::Failed(_, 0) => {}
+            }
+            self.0.pop_front();
+        }
+        None
+    }
+}
 
 enum InFlight {
     Ordered(FuturesOrdered<BoxFuture<'static, Chunk>>),
@@ -83,7 +133,7 @@ enum InFlight {
 
 /// A chunk that is done: a result for each item, and what the last item cost, in nanoseconds.
 struct Chunk {
-    results: Vec<ItemResult>,
+    results: VecDeque<Ready>,
     cost: Option<u64>,
 }
 
@@ -97,13 +147,13 @@ impl<I: Iterator, T> Map<I, T> {
             pool,
             task,
             items: items.fuse(),
-            encode: encode_arguments::<F, I::Item, M>,
+            encode: <I::Item as Arguments<F, M>>::encode,
             options: Options { timeout, ..Options::default() },
             in_flight: InFlight::Ordered(FuturesOrdered::new()),
-            pulled: None,
+            failed: None,
             open: 0,
             suggested_chunk: 1,
-            results: VecDeque::new(),
+            results: Results::default(),
             result: PhantomData,
         }
     }
@@ -141,55 +191,61 @@ impl<I: Iterator, T> Map<I, T> {
         let workers = self.pool.shared().settings.max_workers;
         let chunk = self.options.chunk_size.unwrap_or(self.suggested_chunk);
         let window = self.options.window.unwrap_or(CHUNKS_A_WORKER * workers * chunk);
-        // Where the window is what bounds them, there should be chunks for all workers.
         let chunk = match self.options.chunk_size {
+            // Where the window is what bounds them, there should be chunks for all workers.
             None => chunk.min((window / (2 * workers)).max(1)),
-            Some(_) => chunk,
+            Some(_) => chunk.min(window),
         };
-        while self.open < window {
+        // Not for the last place alone, lest chunks shrink to single items.
+        while self.open + chunk.div_ceil(2) <= window {
             let items = self.pull(chunk.min(window - self.open));
-            match items {
-                Pulled::Items(items) => {
-                    self.open += items.len();
-                    let chunk = run_chunk(self.pool.clone(), self.task, items, self.options.timeout);
-                    self.in_flight.push(chunk.boxed());
-                }
-                Pulled::Failed(fault) => {
-                    self.open += 1;
-                    let results = vec![Err(fault.into())];
-                    self.in_flight.push(std::future::ready(Chunk { results, cost: None }).boxed());
-                }
-                Pulled::Nothing => return,
+            if items.count > 0 {
+                self.open += items.count;
+                let chunk = run_chunk(self.pool.clone(), self.task, items, self.options.timeout);
+                self.in_flight.push(chunk.boxed());
+            } else if let Some(fault) = self.failed.take() {
+                self.open += 1;
+                let results = VecDeque::from([Ready::Failed(fault.into(), 1)]);
+                self.in_flight.push(std::future::ready(Chunk { results, cost: None }).boxed());
+            } else {
+                return;
             }
         }
     }
 
     /// Pulls up to so many items, fewer if they are large.
-    fn pull(&mut self, most: usize) -> Pulled {
+    fn pull(&mut self, most: usize) -> Items {
         let limit = self.pool.shared().settings.max_message;
-        let mut items = Vec::new();
-        let mut bytes = 0;
-        while items.len() < most {
-            let encoded = match self.pulled.take() {
-                Some(encoded) => encoded,
-                None => match self.items.next() {
-                    Some(item) => (self.encode)(&item, limit),
-                    None => break,
-                },
-            };
-            match encoded {
-                Ok(item) if items.is_empty() || bytes + item.len() <= MAX_CHUNK_BYTES => {
-                    bytes += item.len();
-                    items.push(item);
+        let mut bytes = Vec::new();
+        let mut count = 0;
+        while self.failed.is_none() && count < most && bytes.len() < MAX_CHUNK_BYTES {
+            let Some(item) = self.items.next() else { break };
+            let start = bytes.len();
+            bytes.extend_from_slice(&[0; 4]);
+            match self.encode_behind(&item, &mut bytes, limit) {
+                Ok(()) => {
+                    // The maximum message size is below 4 GiB.
+                    let length = (bytes.len() - start - 4) as u32;
+                    bytes[start..start + 4].copy_from_slice(&length.to_le_bytes());
+                    count += 1;
                 }
-                Err(fault) if items.is_empty() => return Pulled::Failed(fault),
-                later => {
-                    self.pulled = Some(later);
-                    break;
+                Err(fault) => {
+                    bytes.truncate(start);
+                    self.failed = Some(fault);
                 }
             }
         }
-        if items.is_empty() { Pulled::Nothing } else { Pulled::Items(items) }
+        Items { count, bytes: bytes.into() }
+    }
+
+    fn encode_behind(&self, item: &I::Item, bytes: &mut Vec<u8>, limit: u64) -> Result<(), Fault> {
+        let ahead = bytes.len() as u64;
+        let mut sink = Sink::new(bytes, limit.saturating_add(ahead));
+        (self.encode)(item, &mut sink)?;
+        sink.finish().map_err(|fault| match fault {
+            Fault::TooLarge { size, .. } => Fault::TooLarge { size: size - ahead, limit },
+            fault => fault,
+        })
     }
 
     fn learn(&mut self, cost: u64) {
@@ -198,12 +254,6 @@ impl<I: Iterator, T> Map<I, T> {
         // from nobody, but its results from the caller.
         self.suggested_chunk = suited.clamp(1, self.suggested_chunk * 4).min(MAX_CHUNK);
     }
-}
-
-enum Pulled {
-    Items(Vec<Bytes>),
-    Failed(Fault),
-    Nothing,
 }
 
 impl InFlight {
@@ -231,9 +281,9 @@ impl<I: Iterator, T: DeserializeOwned + 'static> Stream for Map<I, T> {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             self.fill();
-            if let Some(result) = self.results.pop_front() {
+            if let Some(result) = self.results.pop() {
                 self.open -= 1;
-                let value = result.and_then(|bytes| Ok(decode_shared(&bytes, CodecStage::DecodeResult)?));
+                let value = result.and_then(|bytes| Ok(from_body(bytes, CodecStage::DecodeResult)?));
                 return Poll::Ready(Some(value));
             }
             let Some(chunk) = ready!(self.in_flight.poll_next(context)) else {
@@ -242,12 +292,12 @@ impl<I: Iterator, T: DeserializeOwned + 'static> Stream for Map<I, T> {
             if let Some(cost) = chunk.cost {
                 self.learn(cost);
             }
-            self.results.extend(chunk.results);
+            self.results.0.extend(chunk.results);
         }
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let ahead = self.open + usize::from(self.pulled.is_some());
+        let ahead = self.open + usize::from(self.failed.is_some());
         let (lower, upper) = self.items.size_hint();
         (lower.saturating_add(ahead), upper.and_then(|upper| upper.checked_add(ahead)))
     }
@@ -264,33 +314,31 @@ impl<I: Iterator, T> fmt::Debug for Map<I, T> {
 
 /// Has a chunk run until each of its items has a result.
 ///
-/// The worker sends each item's result before it begins the next. So when one ends the worker, it
+/// The worker says each item's result before it begins the next. So when one ends the worker, it
 /// is known which, and those that come after it go into a chunk of their own.
-async fn run_chunk(
-    pool: ProcessPool,
-    task: TaskRef,
-    mut items: Vec<Bytes>,
-    timeout: Option<Duration>,
-) -> Chunk {
-    let mut results = Vec::with_capacity(items.len());
+async fn run_chunk(pool: ProcessPool, task: TaskRef, mut items: Items, timeout: Option<Duration>) -> Chunk {
+    let mut results = VecDeque::new();
     let mut cost = None;
-    while !items.is_empty() {
+    while items.count > 0 {
         let (parts, outcome) = run_once(&pool, task, &items, timeout).await;
-        let done = parts.len().min(items.len());
-        items.drain(..done);
-        results.extend(parts.into_iter().map(item_result));
+        let done = parts.count;
+        items.skip(done);
+        results.push_back(Ready::Parts(Items { count: done, bytes: parts.bytes.into() }));
         match outcome {
             Ok(elapsed) => {
-                let elapsed = decode::<u64>(&elapsed, CodecStage::DecodeResult).ok();
+                let elapsed = from_body::<u64>(elapsed, CodecStage::DecodeResult).ok();
                 cost = elapsed.map(|elapsed| elapsed / done.max(1) as u64);
-                // A worker that is none leaves items out.
-                let missing = items.drain(..).map(|_| Err(Fault::malformed_chunk().into()));
-                results.extend(missing);
+                // Only a worker that is none leaves items out.
+                results.push_back(Ready::Failed(Fault::malformed_chunk().into(), items.count));
+                break;
             }
-            Err(error) if ends_all(&error) => results.extend(items.drain(..).map(|_| Err(error.clone()))),
+            Err(error) if ends_all(&error) => {
+                results.push_back(Ready::Failed(error, items.count));
+                break;
+            }
             Err(error) => {
-                let began = items.drain(..items.len().min(1));
-                results.extend(began.map(|_| Err(error.clone())));
+                results.push_back(Ready::Failed(error, items.count.min(1)));
+                items.skip(1);
             }
         }
     }
@@ -300,37 +348,26 @@ async fn run_chunk(
 async fn run_once(
     pool: &ProcessPool,
     task: TaskRef,
-    items: &[Bytes],
+    items: &Items,
     timeout: Option<Duration>,
-) -> (Vec<Bytes>, ItemResult) {
+) -> (Parts, Result<Bytes, TaskError>) {
     let permit = match pool.reserve().await {
         Ok(permit) => permit.into_place(),
-        Err(error) => return (Vec::new(), Err(error)),
+        Err(error) => return (Parts::default(), Err(error)),
     };
-    let order = Order { timeout, items: items.len(), permit, ..Order::default() };
-    let cell = pool.shared().submit(task, Ok(join(items)), order);
+    let order = Order { timeout, items: items.count, permit, ..Order::default() };
+    let cell = pool.shared().submit(task, Ok(items.bytes.clone()), order);
     let handle = TaskHandle::<()>::new(cell);
     let outcome = std::future::poll_fn(|context| handle.poll_outcome(context)).await;
     (handle.cell().take_parts(), outcome.into_result())
 }
 
-/// A chunk's body: each item's length (u32, little-endian) and encoding.
-fn join(items: &[Bytes]) -> Bytes {
-    let mut body = Vec::with_capacity(items.iter().map(|item| item.len() + 4).sum());
-    for item in items {
-        // The maximum message size is below 4 GiB.
-        body.extend_from_slice(&(item.len() as u32).to_le_bytes());
-        body.extend_from_slice(item);
-    }
-    body.into()
-}
-
-fn item_result(part: Bytes) -> ItemResult {
-    match part.split_first() {
-        Some((0, _)) => Ok(part.slice(1..)),
-        Some((1, fault)) => {
-            Err(decode::<Fault>(fault, CodecStage::DecodeResult).unwrap_or_else(|fault| fault).into())
-        }
+/// What a part is: a byte that says whether it is a value (0) or a fault (1), and its encoding.
+fn part_result(mut part: Bytes) -> Result<Bytes, TaskError> {
+    let kind = (!part.is_empty()).then(|| part.split_to(1)[0]);
+    match kind {
+        Some(0) => Ok(part),
+        Some(1) => Err(decode::<Fault>(&part, CodecStage::DecodeResult).unwrap_or_else(|fault| fault).into()),
         _ => Err(Fault::malformed_chunk().into()),
     }
 }

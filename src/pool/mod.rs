@@ -24,7 +24,6 @@ use shared::Shared;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use submit::encode_arguments;
 
 /// A pool of worker processes that run functions of this program.
 ///
@@ -134,7 +133,7 @@ impl ProcessPool {
     {
         // Only its type is needed, and it has no more than that.
         let _ = function;
-        let body = encode_arguments::<F, A, M>(&arguments, self.shared().settings.max_message);
+        let body = arguments.into_body(self.shared().settings.max_message);
         TaskBuilder::new(self.clone(), TaskRef::single::<F, A, M>(), body)
     }
 

@@ -34,6 +34,9 @@ struct Queue {
     /// The last piece, still growing.
     tail: Vec<u8>,
     is_stuck: bool,
+    /// How many frames wait for their bodies to be copied to shared memory. Nothing is written
+    /// meanwhile.
+    held: u32,
 }
 
 impl Outlet {
@@ -45,6 +48,7 @@ impl Outlet {
                 written: 0,
                 tail: Vec::new(),
                 is_stuck: false,
+                held: 0,
             }),
             stuck: Notify::new(),
         }
@@ -64,6 +68,17 @@ impl Outlet {
             queue.pieces.push_back(body);
         }
         !queue.pieces.is_empty() || queue.tail.len() >= EAGER_FLUSH
+    }
+
+    /// Writes nothing until the body of the last frame is where the frame says.
+    pub(super) fn hold(&self) {
+        self.lock().held += 1;
+    }
+
+    /// A body is where its frame says.
+    pub(super) fn release(&self) {
+        self.lock().held -= 1;
+        self.flush();
     }
 
     /// Writes what is queued, as far as the pipe takes it now.
@@ -122,7 +137,7 @@ impl Queue {
 
     /// Writes until nothing is left or the pipe is full; true if it is.
     fn write_all(&mut self) -> bool {
-        let Some(pipe) = &self.pipe else { return false };
+        let Some(pipe) = self.pipe.as_ref().filter(|_| self.held == 0) else { return false };
         // Mostly there is just the tail, whose memory is then kept.
         if self.pieces.is_empty() && !self.tail.is_empty() {
             match pipe.try_write(&self.tail) {

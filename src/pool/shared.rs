@@ -13,7 +13,7 @@ use super::stats::WorkerInfo;
 use crate::process::Launch;
 use crate::sys::monotonic_now;
 use crate::task::{Fault, PoolError, TaskError, TaskRef, WorkerExit};
-use crate::wire::{Frame, Reply};
+use crate::wire::Batch;
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +21,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// What does not change while the pool lives.
 pub(super) struct Settings {
@@ -46,6 +47,8 @@ pub(super) struct Shared {
     pub(super) room: Option<Arc<Semaphore>>,
     /// The next alarm has become earlier.
     pub(super) clock: Notify,
+    /// The tasks that pass on what workers write.
+    pub(super) outputs: TaskTracker,
     /// Nothing is left to be done but to stop the launcher.
     pub(super) finished: CancellationToken,
     /// Nothing is left of the pool but its handles.
@@ -71,6 +74,7 @@ impl Shared {
             next_id: AtomicU64::new(1),
             room,
             clock: Notify::new(),
+            outputs: TaskTracker::new(),
             finished: CancellationToken::new(),
             terminated: CancellationToken::new(),
         }
@@ -250,17 +254,20 @@ impl Shared {
         });
     }
 
-    /// Takes in what a worker has sent; the frames are used up.
-    pub(super) fn answered(
-        self: &Arc<Self>,
-        worker: WorkerKey,
-        frames: &mut Vec<Frame<Reply>>,
-    ) -> Result<(), Violation> {
+    /// Takes in what a worker has said.
+    pub(super) fn answered(self: &Arc<Self>, worker: WorkerKey, batch: &mut Batch) -> Result<(), Violation> {
         self.with(|state, chores, now| {
-            let taken_in = frames.drain(..).try_for_each(|frame| state.take_in(worker, frame, now, chores));
+            let taken_in =
+                batch.drain().try_for_each(|(reply, body)| state.take_in(worker, reply, body, now, chores));
             state.scheduler.answers_end(worker, now, &state.links);
             // What was gathered while the worker had enough to go on with.
-            chores.flush.extend(state.links.ready(worker).map(|link| link.outlet.clone()));
+            let last = state.scheduler.last_in_pipeline(worker);
+            if let Some(link) = state.links.ready_mut(worker)
+                && link.written < last
+            {
+                link.written = last;
+                chores.flush.push(link.outlet.clone());
+            }
             taken_in
         })
     }
@@ -301,6 +308,10 @@ impl Shared {
     }
 
     fn run(self: &Arc<Self>, chores: Chores) {
+        for copy in chores.copy {
+            copy.page.write_request(copy.at, &copy.body);
+            copy.outlet.release();
+        }
         for outlet in chores.flush {
             outlet.flush();
         }

@@ -6,8 +6,9 @@ use super::scheduler::{
     Action, Answer, Config, Ledger, Nanos, Scheduler, TaskKey, Terms, Verdict, Violation, WorkerKey,
 };
 use crate::process::{Killer, Tail};
+use crate::sys::memory::words_for;
 use crate::task::{PoolError, TaskError, WorkerExit};
-use crate::wire::{Frame, Page, Reply, Request, Run};
+use crate::wire::{Body, LARGE, Page, Place, Reply, Request, Room, Run};
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-/// How many tasks in a worker's pipeline are worth a write of their own for each. With more, the
-/// worker has enough to go on with until its next answers are read, and frames are gathered.
+/// So many tasks are written to a worker's pipe each on its own. With more, the worker has enough
+/// to go on with until its next answers are read, and frames are gathered.
 const EAGER_TASKS: u64 = 4;
 
 pub(super) struct State {
@@ -45,13 +46,35 @@ pub(super) struct ReadyLink {
     pub(super) pid: u32,
     pub(super) started: Instant,
     pub(super) outlet: Arc<Outlet>,
-    pub(super) page: Option<Page>,
+    pub(super) page: Option<Arc<Page>>,
+    /// Room for large arguments in the page.
+    pub(super) room: Room,
     /// Without a page: the last task that is known to have begun, and when.
     pub(super) began: (u64, Nanos),
     pub(super) killer: Killer,
     pub(super) stdout: Tail,
     pub(super) stderr: Tail,
     pub(super) is_unresponsive: bool,
+    /// The number of the last task that was written to the pipe, rather than gathered.
+    pub(super) written: u64,
+}
+
+/// Large arguments to be copied into memory that is shared with a worker, whose outlet is held
+/// until that is done.
+pub(super) struct Copy {
+    pub(super) page: Arc<Page>,
+    pub(super) at: u64,
+    pub(super) body: Bytes,
+    pub(super) outlet: Arc<Outlet>,
+}
+
+impl ReadyLink {
+    /// Finds room for large arguments in the memory that is shared with the worker.
+    fn find_room(&mut self, seq: u64, bytes: usize) -> Option<(Arc<Page>, u64)> {
+        let page = self.page.as_ref().filter(|_| bytes >= LARGE)?;
+        let at = self.room.take(seq, words_for(bytes))?;
+        Some((page.clone(), at))
+    }
 }
 
 impl Links {
@@ -62,7 +85,7 @@ impl Links {
         }
     }
 
-    fn ready_mut(&mut self, worker: WorkerKey) -> Option<&mut ReadyLink> {
+    pub(super) fn ready_mut(&mut self, worker: WorkerKey) -> Option<&mut ReadyLink> {
         match self.0.get_mut(worker)? {
             Some(Link::Ready(link)) => Some(link),
             _ => None,
@@ -101,6 +124,7 @@ impl Ledger for Links {
 #[derive(Default)]
 pub(super) struct Chores {
     pub(super) resolved: SmallVec<[(Arc<Cell>, Outcome); 4]>,
+    pub(super) copy: SmallVec<[Copy; 1]>,
     pub(super) flush: SmallVec<[Arc<Outlet>; 4]>,
     pub(super) close: SmallVec<[Arc<Outlet>; 1]>,
     pub(super) start: SmallVec<[(WorkerKey, CancellationToken); 1]>,
@@ -132,36 +156,42 @@ impl State {
     pub(super) fn take_in(
         &mut self,
         worker: WorkerKey,
-        Frame { head, body }: Frame<Reply>,
+        reply: Reply,
+        body: Body<'_>,
         now: Nanos,
         chores: &mut Chores,
     ) -> Result<(), Violation> {
-        let (seq, answer, outcome) = match head {
-            Reply::Value { seq, over_rss_mark: over_rss } => {
+        let (seq, answer, outcome) = match reply {
+            Reply::Value { seq, over_rss_mark: over_rss, .. } => {
                 let answer = Answer { is_value: true, over_rss, ..Answer::default() };
-                (seq, answer, Some(Outcome::Value(body)))
+                (seq, answer, Some(Outcome::Value(body.into_bytes())))
             }
             Reply::Fault { seq, over_rss_mark: over_rss, dying, fault } => {
                 let answer = Answer { over_rss, dying, ..Answer::default() };
                 (seq, answer, Some(Outcome::Fault(Box::new(fault))))
             }
             Reply::Skipped { seq } => (seq, Answer { skipped: true, ..Answer::default() }, None),
-            Reply::Part { seq } => return self.take_in_part(worker, seq, body),
+            Reply::Part { seq } => return self.take_in_part(worker, seq, body.as_slice()),
             Reply::Began { seq } => {
                 let link = self.links.ready_mut(worker).ok_or(Violation)?;
                 link.began = (seq, now);
                 return Ok(());
             }
-            Reply::Hello { .. } | Reply::Ready | Reply::NotReady { .. } => return Err(Violation),
+            Reply::Hello { .. } | Reply::Ready | Reply::NotReady { .. } | Reply::Bell => {
+                return Err(Violation);
+            }
         };
         let job = self.scheduler.answered(worker, seq, answer, now)?;
+        if let Some(link) = self.links.ready_mut(worker) {
+            link.room.give_back(seq);
+        }
         if let (Some(cell), Some(outcome)) = (job, outcome) {
             chores.resolved.push((cell, outcome));
         }
         Ok(())
     }
 
-    fn take_in_part(&mut self, worker: WorkerKey, seq: u64, body: Bytes) -> Result<(), Violation> {
+    fn take_in_part(&mut self, worker: WorkerKey, seq: u64, body: &[u8]) -> Result<(), Violation> {
         // Parts of a task that is resolved already are of no use to anybody.
         let cell = self.scheduler.task_at(worker, seq).and_then(|task| self.scheduler.job(task));
         if cell.is_none_or(|cell| cell.add_part(body)) { Ok(()) } else { Err(Violation) }
@@ -218,20 +248,37 @@ impl State {
         }
     }
 
-    fn send(&self, worker: WorkerKey, seq: u64, task: TaskKey, chores: &mut Chores) {
-        let (Some(cell), Some(link)) = (self.scheduler.job(task), self.links.ready(worker)) else { return };
+    fn send(&mut self, worker: WorkerKey, seq: u64, task: TaskKey, chores: &mut Chores) {
+        let (Some(cell), Some(link)) = (self.scheduler.job(task), self.links.ready_mut(worker)) else {
+            return;
+        };
         let extra = cell.extra.as_ref();
-        let run = Run {
+        let mut run = Run {
             seq,
             id: cell.id,
             shim: cell.shim,
             attempt: self.scheduler.attempt(task),
             timeout: extra.and_then(|extra| extra.timeout),
             name: extra.and_then(|extra| extra.name.clone()),
+            place: None,
         };
-        let is_much = link.outlet.push(&Request::Run(run), cell.body());
-        let in_pipeline = self.scheduler.in_pipeline(worker);
-        if is_much || in_pipeline <= EAGER_TASKS {
+        let body = cell.body();
+        let is_much = match link.find_room(seq, body.len()) {
+            Some((page, at)) => {
+                run.place = Some(Place { at, bytes: body.len() as u64 });
+                let is_much = link.outlet.push(&Request::Run(run), Bytes::new());
+                // Not to be read before the arguments are there.
+                link.outlet.hold();
+                chores.copy.push(Copy { page, at, body, outlet: link.outlet.clone() });
+                is_much
+            }
+            None => link.outlet.push(&Request::Run(run), body),
+        };
+        // As long as the worker has some to go on with whose answers are still to come, others may
+        // be gathered: with those answers they are written.
+        let at_work = (link.written + 1).saturating_sub(self.scheduler.first_in_pipeline(worker));
+        if is_much || at_work < EAGER_TASKS {
+            link.written = seq;
             let is_noted = chores.flush.last().is_some_and(|outlet| Arc::ptr_eq(outlet, &link.outlet));
             if !is_noted {
                 chores.flush.push(link.outlet.clone());

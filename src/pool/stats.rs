@@ -65,7 +65,7 @@ impl PoolStats {
 
 /// As they are now.
 impl PoolStats {
-    /// Accepted tasks that no worker has begun.
+    /// Accepted tasks that wait: for a worker, or, for a moment, for their answer to be read.
     pub fn queued(&self) -> usize {
         self.0.queued
     }

@@ -3,7 +3,7 @@
 use super::ProcessPool;
 use super::handle::TaskHandle;
 use super::shared::Order;
-use crate::task::{Arguments, Fault, Priority, Sink, TaskError, TaskRef};
+use crate::task::{Arguments, Fault, Priority, TaskError, TaskRef};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -120,17 +120,4 @@ impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Permit").finish_non_exhaustive()
     }
-}
-
-/// Encodes a task's arguments, up to the limit of the pool.
-pub(super) fn encode_arguments<F, A, M>(arguments: &A, limit: u64) -> Result<Bytes, Fault>
-where
-    A: Arguments<F, M>,
-{
-    let mut body = Vec::new();
-    let mut sink = Sink::new(&mut body, limit);
-    arguments.encode(&mut sink)?;
-    sink.finish()?;
-    // With its memory cut to size, the buffer need not be moved for its handle's sake.
-    Ok(body.into_boxed_slice().into())
 }

@@ -291,7 +291,7 @@ fn run_preload(shim: u64, files: Vec<OwnedFd>) -> Result<(), String> {
     let shim = task::resolve(shim).ok_or("it is not part of the program")?;
     let before = thread_count().map_err(|error| error.to_string())?;
     let mut output = Vec::new();
-    let mut call = Call { input: &input, output: &mut output, limit: u64::MAX, host: &NoHost };
+    let mut call = Call { input: input.into(), output: &mut output, limit: u64::MAX, host: &NoHost };
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| shim(&mut call)));
     let mut result = match outcome {
         Ok(Ok(())) => Ok(()),

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
 /// How much of a stream's end is kept.
 const TAIL: usize = 8 * 1024;
@@ -107,12 +108,12 @@ impl Output {
     }
 
     /// Starts to read the stream, in a task of its own.
-    pub(crate) fn follow(self) -> Follower {
+    pub(crate) fn follow(self, tracker: &TaskTracker) -> Follower {
         let Some(pipe) = self.pipe else {
             return Follower(None);
         };
         let (ask, asked) = oneshot::channel();
-        tokio::spawn(follow(pipe, self.tail, self.forward.map(|open| open()), asked));
+        tracker.spawn(follow(pipe, self.tail, self.forward.map(|open| open()), asked));
         Follower(Some(ask))
     }
 }
@@ -126,37 +127,45 @@ async fn follow(
     let mut bytes = BytesMut::with_capacity(4096);
     loop {
         bytes.clear();
-        tokio::select! {
-            read = pipe.read_buf(&mut bytes) => {
-                if !matches!(read, Ok(1..)) {
-                    return;
-                }
-                tail.push(&bytes);
-                // The program's standard error may be stuck: that is this worker's business, but
-                // must not keep word of its death from the pool.
-                tokio::select! {
-                    () = write_through(&mut forward, &bytes) => {}
-                    done = &mut asked => return finish(&pipe, &tail, forward, done).await,
+        let early = tokio::select! {
+            read = pipe.read_buf(&mut bytes) => match read {
+                Ok(1..) => None,
+                _ => return,
+            },
+            done = &mut asked => Some(done),
+        };
+        tail.push(&bytes);
+        // The program's standard error may be stuck: that is this worker's business, but must not
+        // keep word of its death from the pool.
+        let rest = {
+            let mut forwarding = std::pin::pin!(write_through(&mut forward, &bytes));
+            let asked_for = match early {
+                Some(done) => Some(done),
+                None => tokio::select! {
+                    () = &mut forwarding => None,
+                    done = &mut asked => Some(done),
+                },
+            };
+            match asked_for {
+                None => continue,
+                Some(done) => {
+                    let rest = read_rest(&pipe);
+                    tail.push(&rest);
+                    let _ = done.map(|done| done.send(()));
+                    forwarding.await;
+                    rest
                 }
             }
-            done = &mut asked => return finish(&pipe, &tail, forward, done).await,
-        }
+        };
+        return write_through(&mut forward, &rest).await;
     }
 }
 
-async fn finish(
-    pipe: &pipe::Receiver,
-    tail: &Tail,
-    mut forward: Option<tokio::io::Stderr>,
-    done: Result<oneshot::Sender<()>, oneshot::error::RecvError>,
-) {
+/// Reads what a dead worker has left in its stream.
+fn read_rest(pipe: &pipe::Receiver) -> Vec<u8> {
     let mut rest = Vec::new();
     while rest.len() < LAST_READS && matches!(pipe.try_read_buf(&mut rest), Ok(1..)) {}
-    tail.push(&rest);
-    if let Ok(done) = done {
-        let _ = done.send(());
-    }
-    write_through(&mut forward, &rest).await;
+    rest
 }
 
 async fn write_through(forward: &mut Option<tokio::io::Stderr>, bytes: &[u8]) {

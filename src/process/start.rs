@@ -109,13 +109,14 @@ impl Start {
         let start = self.clone();
         // The calling thread is held up until the new process has executed the program.
         let executed = tokio::task::spawn_blocking(move || start.exec(role)).await;
-        let (socket, mut child) = executed.map_err(|_| PoolError::ShutDown)?.map_err(start_error)?;
+        let (socket, mut child) =
+            executed.map_err(|_| PoolError::ShutDown)?.map_err(|error| self.explain(&error))?;
         let socket = Arc::new(watch_socket(socket).map_err(start_error)?);
         if role == Role::ForkServer {
             child.socket = Some(socket.clone());
         }
         let started = Started { socket, child };
-        match tokio::time::timeout(HELLO_DEADLINE, self.greet(&started)).await {
+        match tokio::time::timeout(HELLO_DEADLINE, self.greet(role, &started)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error),
             Err(_) => {
@@ -124,6 +125,11 @@ impl Start {
         }
         self.configure(role, &started).await?;
         Ok(started)
+    }
+
+    fn explain(&self, error: &io::Error) -> PoolError {
+        let place = self.current_dir.as_ref().map(|directory| format!(" in {}", directory.display()));
+        PoolError::Start { reason: format!("executing the program{}: {error}", place.unwrap_or_default()) }
     }
 
     fn exec(&self, role: Role) -> io::Result<(OwnedFd, ChildGuard)> {
@@ -153,15 +159,15 @@ impl Start {
         Ok((ours, ChildGuard { pid, process, socket: None, reaped: false }))
     }
 
-    async fn greet(&self, started: &Started) -> Result<(), PoolError> {
+    async fn greet(&self, role: Role, started: &Started) -> Result<(), PoolError> {
         match receive(&started.socket).await {
             Ok(Some((Notice::Hello { protocol, build }, _))) => {
                 let same = protocol == PROTOCOL && build == build_identity();
                 if same { Ok(()) } else { Err(PoolError::BuildMismatch) }
             }
-            Ok(Some(_)) => Err(not_ready(Role::ForkServer, "it spoke out of turn")),
-            Ok(None) => Err(not_ready(Role::ForkServer, &format!("it ended at once; {HINT}"))),
-            Err(error) => Err(not_ready(Role::ForkServer, &error.to_string())),
+            Ok(Some(_)) => Err(not_ready(role, "it spoke out of turn")),
+            Ok(None) => Err(not_ready(role, &format!("it ended at once; {HINT}"))),
+            Err(error) => Err(not_ready(role, &error.to_string())),
         }
     }
 

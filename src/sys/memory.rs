@@ -5,7 +5,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A mapping of 64-bit words that both sides of a worker's link write to at will.
 ///
@@ -23,7 +23,8 @@ unsafe impl Send for SharedWords {}
 unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
-    /// Makes a sealed memory file of `count` words and maps it.
+    /// Makes a sealed memory file of `count` words and maps it. Memory is used only for what is
+    /// written to.
     ///
     /// The seals fix the file's size: the other side cannot cut it short, which would turn an
     /// access to it into SIGBUS.
@@ -77,6 +78,45 @@ impl Drop for SharedWords {
     }
 }
 
+/// How many words hold so many bytes.
+pub(crate) fn words_for(bytes: usize) -> usize {
+    bytes.div_ceil(size_of::<u64>())
+}
+
+/// Copies bytes into words; there must be [`words_for`] them.
+pub(crate) fn copy_in(bytes: &[u8], words: &[AtomicU64]) {
+    let (whole, rest) = bytes.as_chunks::<8>();
+    for (word, bytes) in words.iter().zip(whole) {
+        word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+    }
+    if !rest.is_empty() {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        words[whole.len()].store(u64::from_ne_bytes(last), Ordering::Relaxed);
+    }
+}
+
+/// Appends so many bytes out of words to `out`; there must be [`words_for`] them.
+pub(crate) fn copy_out(words: &[AtomicU64], bytes: usize, out: &mut Vec<u8>) {
+    out.reserve(bytes);
+    let (blocks, rest) = words[..bytes / 8].as_chunks::<8>();
+    for block in blocks {
+        let mut copy = [0; 64];
+        for (bytes, word) in copy.as_chunks_mut::<8>().0.iter_mut().zip(block) {
+            *bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+        }
+        out.extend_from_slice(&copy);
+    }
+    for word in rest {
+        out.extend_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+    }
+    let left = bytes % 8;
+    if left > 0 {
+        let last = words[bytes / 8].load(Ordering::Relaxed).to_ne_bytes();
+        out.extend_from_slice(&last[..left]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,5 +135,17 @@ mod tests {
         let (_ours, file) = SharedWords::create(512).unwrap();
         assert!(SharedWords::open(file.as_fd(), 513).is_err());
         assert!(rustix::fs::ftruncate(&file, 8).is_err());
+    }
+
+    #[test]
+    fn bytes_of_every_length_survive_the_way_through_words() {
+        let words: Vec<AtomicU64> = (0..40).map(|_| AtomicU64::new(u64::MAX)).collect();
+        for length in 0..300 {
+            let bytes: Vec<u8> = (0..length).map(|at| at as u8).collect();
+            copy_in(&bytes, &words[..words_for(bytes.len())]);
+            let mut out = b"ahead".to_vec();
+            copy_out(&words, bytes.len(), &mut out);
+            assert_eq!(out[5..], bytes);
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Values to bytes and back: postcard, with errors that say which value of which type it was.
 //!
 //! serde hands a `Vec<u8>` to a format byte by byte, which takes ten times as long as copying it.
-//! So a value that is one, or an element of the tuple of arguments, goes through as a whole; the
-//! encoding is the same.
+//! So one that is an element of the tuple of arguments goes through as a whole, in the same
+//! encoding. A body that is nothing but one `Vec<u8>`, `String` or `Bytes` is its bytes as they
+//! are: its memory is handed on rather than copied.
 
 use super::error::CodecStage;
 use super::fault::{CodecReport, Fault};
@@ -33,7 +34,7 @@ impl<'a> Sink<'a> {
             Some(bytes) => postcard::serialize_with_flavor(&Whole(bytes), &mut *self),
             None => postcard::serialize_with_flavor(value, &mut *self),
         };
-        done.map_err(|error| codec_fault::<T>(stage, &error))
+        done.map_err(|error| codec_fault::<T>(stage, &error, || why_not_encoded(value)))
     }
 
     /// Finishes what was pushed.
@@ -83,34 +84,113 @@ fn as_bytes<T: 'static>(value: &T) -> Option<&[u8]> {
     (value as &dyn Any).downcast_ref::<Vec<u8>>().map(Vec::as_slice)
 }
 
-/// Appends a value's encoding to `out`, which may grow to at most `limit` bytes; on failure `out`
-/// is as it was.
-///
-/// # Errors
-/// [`Fault::TooLarge`] with the size that it would have had, or a codec fault of this stage.
-pub(crate) fn encode_limited<T: Serialize + 'static>(
+/// The bytes of a value that is nothing else.
+fn plain_bytes<T: 'static>(value: &T) -> Option<&[u8]> {
+    let value = value as &dyn Any;
+    let vec = value.downcast_ref::<Vec<u8>>().map(Vec::as_slice);
+    let string = || value.downcast_ref::<String>().map(String::as_bytes);
+    let bytes = || value.downcast_ref::<Bytes>().map(|bytes| &bytes[..]);
+    vec.or_else(string).or_else(bytes)
+}
+
+/// Takes what is in an option, if that is of another type than it seems.
+fn take_as<T: 'static, U: 'static>(value: &mut Option<T>) -> Option<U> {
+    (value as &mut dyn Any).downcast_mut::<Option<U>>().and_then(Option::take)
+}
+
+/// Puts a value into an option, if it is of that type after all.
+fn put_as<T: 'static, U: 'static>(
+    value: &mut Option<T>,
+    make: impl FnOnce() -> Result<U, Fault>,
+) -> Result<(), Fault> {
+    if let Some(value) = (value as &mut dyn Any).downcast_mut::<Option<U>>() {
+        *value = Some(make()?);
+    }
+    Ok(())
+}
+
+/// Appends the encoding of a body's only value.
+pub(crate) fn push_body<T: Serialize + 'static>(
     value: &T,
-    out: &mut Vec<u8>,
-    limit: u64,
+    sink: &mut Sink<'_>,
     stage: CodecStage,
 ) -> Result<(), Fault> {
+    match plain_bytes(value) {
+        Some(bytes) => {
+            let mut sink = sink;
+            sink.try_extend(bytes).map_err(|error| codec_fault::<T>(stage, &error, || None))
+        }
+        None => sink.push(value, stage),
+    }
+}
+
+/// The encoding of a body's only value.
+///
+/// # Errors
+/// [`Fault::TooLarge`] with the size that it has, or a codec fault of this stage.
+pub(crate) fn to_body<T: Serialize + 'static>(
+    value: T,
+    limit: u64,
+    stage: CodecStage,
+) -> Result<Bytes, Fault> {
+    if let Some(size) = plain_bytes(&value).map(|bytes| bytes.len() as u64) {
+        if size > limit {
+            return Err(Fault::TooLarge { size, limit });
+        }
+        let mut value = Some(value);
+        let body = take_as(&mut value)
+            .or_else(|| take_as(&mut value).map(|vec: Vec<u8>| vec.into()))
+            .or_else(|| take_as(&mut value).map(|string: String| string.into()));
+        return Ok(body.unwrap_or_default());
+    }
+    let mut body = Vec::new();
+    let mut sink = Sink::new(&mut body, limit);
+    sink.push(&value, stage)?;
+    sink.finish()?;
+    Ok(body.into())
+}
+
+/// The value of a body that has no other.
+pub(crate) fn from_body<T: DeserializeOwned + 'static>(body: Bytes, stage: CodecStage) -> Result<T, Fault> {
+    let mut whole = None::<T>;
+    put_as(&mut whole, || Ok(body.clone()))?;
+    if let Some(value) = whole {
+        return Ok(value);
+    }
+    // With no other handle to it, the memory of the body becomes that of the value.
+    let mut body = Some(body);
+    put_as(&mut whole, || Ok(Vec::from(body.take().unwrap_or_default())))?;
+    put_as(&mut whole, || {
+        String::from_utf8(body.take().unwrap_or_default().into()).map_err(|error| {
+            let (type_name, cause) = ("String".into(), error.to_string());
+            Fault::Codec(CodecReport { stage, type_name, cause })
+        })
+    })?;
+    match (whole, body) {
+        (None, Some(body)) => decode(&body, stage),
+        (Some(value), _) => Ok(value),
+        (None, None) => Err(codec_fault::<T>(stage, &postcard::Error::SerdeDeCustom, || None)),
+    }
+}
+
+/// Appends a task's result to its output; on failure that is as it was.
+pub(crate) fn encode_result<T: Serialize + 'static>(
+    value: T,
+    out: &mut Vec<u8>,
+    limit: u64,
+) -> Result<(), Fault> {
     let start = out.len();
+    if start == 0 && plain_bytes(&value).is_some() {
+        *out = to_body(value, limit, CodecStage::EncodeResult)?.into();
+        return Ok(());
+    }
     let mut sink = Sink::new(out, limit);
-    let pushed = sink.push(value, stage);
+    let pushed = push_body(&value, &mut sink, CodecStage::EncodeResult);
     let done = pushed.and_then(|()| sink.finish());
     if done.is_err() {
         out.truncate(start);
     }
     done
-}
-
-/// Appends a task's result to its output.
-pub(crate) fn encode_result<T: Serialize + 'static>(
-    value: &T,
-    out: &mut Vec<u8>,
-    limit: u64,
-) -> Result<(), Fault> {
-    encode_limited(value, out, limit, CodecStage::EncodeResult)
 }
 
 /// Encoded values, to be taken one after another.
@@ -136,8 +216,8 @@ impl<'a> Source<'a> {
                 rest
             }),
         };
-        self.0 = taken.map_err(|error| codec_fault::<T>(stage, &error))?;
-        whole.ok_or_else(|| codec_fault::<T>(stage, &postcard::Error::SerdeDeCustom))
+        self.0 = taken.map_err(|error| codec_fault::<T>(stage, &error, || why_not_decoded::<T>(self.0)))?;
+        whole.ok_or_else(|| codec_fault::<T>(stage, &postcard::Error::SerdeDeCustom, || None))
     }
 
     /// Makes sure that nothing is left.
@@ -158,22 +238,33 @@ pub(crate) fn decode<T: DeserializeOwned + 'static>(bytes: &[u8], stage: CodecSt
     Ok(value)
 }
 
-/// The same; a result that is `Bytes` shares the memory that it came in.
-pub(crate) fn decode_shared<T: DeserializeOwned + 'static>(
-    body: &Bytes,
+fn codec_fault<T: ?Sized>(
     stage: CodecStage,
-) -> Result<T, Fault> {
-    let mut whole = None::<T>;
-    if let Some(whole) = (&mut whole as &mut dyn Any).downcast_mut::<Option<Bytes>>()
-        && let Ok((bytes, [])) = postcard::take_from_bytes::<&[u8]>(body)
-    {
-        *whole = Some(body.slice_ref(bytes));
-    }
-    whole.map_or_else(|| decode(body, stage), Ok)
+    error: &postcard::Error,
+    why: impl FnOnce() -> Option<String>,
+) -> Fault {
+    let is_of_the_type = matches!(error, postcard::Error::SerdeSerCustom | postcard::Error::SerdeDeCustom);
+    let cause = if is_of_the_type { why() } else { None };
+    let cause = cause.unwrap_or_else(|| error.to_string());
+    Fault::Codec(CodecReport { stage, type_name: type_name::<T>().into(), cause })
 }
 
-fn codec_fault<T: ?Sized>(stage: CodecStage, error: &postcard::Error) -> Fault {
-    Fault::Codec(CodecReport { stage, type_name: type_name::<T>().into(), cause: error.to_string() })
+/// What a type says for a reason when it will not be encoded. postcard drops that, so it is done
+/// once more in a way that keeps it.
+fn why_not_encoded<T: Serialize>(value: &T) -> Option<String> {
+    let mut dropped = Vec::new();
+    let mut sink = Sink::new(&mut dropped, 0);
+    let mut serializer = postcard::Serializer { output: &mut sink };
+    let mut serializer = <dyn erased_serde::Serializer>::erase(&mut serializer);
+    let done = erased_serde::Serialize::erased_serialize(value, &mut serializer);
+    done.err().map(|error| error.to_string())
+}
+
+/// The same for a type that will not be decoded.
+fn why_not_decoded<T: DeserializeOwned>(bytes: &[u8]) -> Option<String> {
+    let mut deserializer = postcard::Deserializer::from_bytes(bytes);
+    let mut deserializer = <dyn erased_serde::Deserializer<'_>>::erase(&mut deserializer);
+    erased_serde::deserialize::<T>(&mut deserializer).err().map(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -181,29 +272,50 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const STAGE: CodecStage = CodecStage::EncodeResult;
+
     #[test]
     fn what_is_over_the_limit_is_measured_but_not_kept() {
         let mut out = Vec::new();
-        let fault = encode_limited(&"a".repeat(100), &mut out, 10, CodecStage::EncodeResult);
-        assert!(matches!(fault, Err(Fault::TooLarge { size: 101, limit: 10 })));
+        for fault in [
+            encode_result("a".repeat(101), &mut out, 10),
+            encode_result(("a".repeat(100), ()), &mut out, 10),
+            to_body(vec![0u8; 101], 10, STAGE).map(drop),
+        ] {
+            assert!(matches!(fault, Err(Fault::TooLarge { size: 101, limit: 10 })), "{fault:?}");
+        }
         assert!(out.is_empty());
     }
 
     #[test]
     fn bytes_left_over_are_an_error() {
-        let mut out = Vec::new();
-        encode_limited(&(1u8, 2u8), &mut out, 10, CodecStage::EncodeResult).unwrap();
-        let fault = decode::<u8>(&out, CodecStage::DecodeArguments).unwrap_err();
+        let body = to_body((1u8, 2u8), 10, STAGE).unwrap();
+        let fault = from_body::<u8>(body, CodecStage::DecodeArguments).unwrap_err();
         assert!(matches!(fault, Fault::Codec(report) if report.cause.contains("1 bytes")));
+    }
+
+    #[test]
+    fn the_memory_of_plain_bytes_is_handed_on() {
+        let vec = vec![1u8; 1000];
+        let at = vec.as_ptr();
+        let body = to_body(vec, 1000, STAGE).unwrap();
+        let vec: Vec<u8> = from_body(body, STAGE).unwrap();
+        assert_eq!(vec.as_ptr(), at);
+    }
+
+    #[test]
+    fn a_string_that_is_none_is_an_error() {
+        assert!(from_body::<String>(Bytes::from_static(b"\xff"), STAGE).is_err());
+        assert_eq!(from_body::<String>(Bytes::from_static(b"text"), STAGE).unwrap(), "text");
     }
 
     proptest! {
         #[test]
-        fn bytes_as_a_whole_are_encoded_as_postcard_would(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn bytes_in_a_tuple_are_encoded_as_postcard_would(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut out = Vec::new();
-            encode_limited(&bytes, &mut out, u64::MAX, CodecStage::EncodeResult).unwrap();
+            Sink::new(&mut out, u64::MAX).push(&bytes, STAGE).unwrap();
             prop_assert_eq!(&out, &postcard::to_stdvec(&bytes).unwrap());
-            prop_assert_eq!(&decode::<Vec<u8>>(&out, CodecStage::DecodeResult).unwrap(), &bytes);
+            prop_assert_eq!(&decode::<Vec<u8>>(&out, STAGE).unwrap(), &bytes);
         }
     }
 }

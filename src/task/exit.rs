@@ -13,7 +13,8 @@ pub enum ExitCause {
     Signalled,
     /// It ran out of the memory that it was allowed.
     OutOfMemory,
-    /// The task's stack overflowed.
+    /// The task's stack overflowed: that of the thread that the worker runs it on. On a thread that
+    /// the task has started it is just a signal.
     StackOverflow,
     /// It sent something that no worker sends, and was killed for it.
     ProtocolViolation,

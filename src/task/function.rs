@@ -2,11 +2,11 @@
 
 #![allow(unsafe_code)]
 
-use super::codec::{self, Source};
-use super::error::CodecStage;
+use super::codec;
 use super::fault::Fault;
 use super::shape::Arguments;
 use crate::sys::image::Image;
+use bytes::Bytes;
 use std::fmt;
 use std::panic::Location;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ pub(crate) type Shim = fn(&mut Call<'_>) -> Result<(), Fault>;
 #[doc(hidden)]
 pub struct Call<'a> {
     /// The encoded arguments.
-    pub(crate) input: &'a [u8],
+    pub(crate) input: Bytes,
     /// Where the encoded result goes.
     pub(crate) output: &'a mut Vec<u8>,
     /// How long the result may be.
@@ -128,9 +128,7 @@ where
     F: Copy + 'static,
     A: Arguments<F, M>,
 {
-    let mut source = Source::new(call.input);
-    let arguments = A::decode(&mut source)?;
-    source.finish::<A>(CodecStage::DecodeArguments)?;
+    let arguments = A::from_body(std::mem::take(&mut call.input))?;
     arguments.apply(conjure::<F>(), call)
 }
 
@@ -143,19 +141,20 @@ where
     F: Copy + 'static,
     A: Arguments<F, M>,
 {
-    let (mut rest, limit, host) = (call.input, call.limit, call.host);
+    let (mut rest, limit, host) = (std::mem::take(&mut call.input), call.limit, call.host);
     let started = crate::sys::monotonic_now();
     let mut output = Vec::new();
-    while let Some((length, items)) = rest.split_first_chunk::<4>() {
-        let (input, after) = items
-            .split_at_checked(u32::from_le_bytes(*length) as usize)
-            .ok_or_else(Fault::malformed_chunk)?;
-        rest = after;
+    while let Some(length) = rest.first_chunk::<4>() {
+        let end = 4 + u32::from_le_bytes(*length) as usize;
+        if end > rest.len() {
+            return Err(Fault::malformed_chunk());
+        }
+        let mut input = rest.split_to(end).split_off(4);
         output.clear();
         output.push(0);
         let done = host.run_item(&mut || {
             run_single::<F, A, M>(&mut Call {
-                input,
+                input: std::mem::take(&mut input),
                 output: &mut output,
                 limit: limit.saturating_add(1),
                 host,
@@ -164,18 +163,19 @@ where
         if let Err(fault) = done {
             output.clear();
             output.push(1);
-            codec::encode_result(&fault.bounded(), &mut output, u64::MAX)?;
+            codec::encode_result(fault.bounded(), &mut output, u64::MAX)?;
         }
         host.send_part(&output);
     }
     if !rest.is_empty() {
         return Err(Fault::malformed_chunk());
     }
-    codec::encode_result(&(crate::sys::monotonic_now() - started), call.output, u64::MAX)
+    codec::encode_result(crate::sys::monotonic_now() - started, call.output, u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::error::CodecStage;
     use super::*;
 
     struct NoHost;
@@ -195,20 +195,16 @@ mod tests {
         TaskRef::single::<F, A, M>()
     }
 
-    fn arguments_encode(arguments: &(u32, u32), input: &mut Vec<u8>) {
-        codec::encode_limited(arguments, input, 100, CodecStage::EncodeArguments).unwrap();
-    }
-
     #[test]
     fn a_function_survives_the_way_through_its_offset() {
         let arguments = (1u32, 2u32);
         let task = task_of(add, &arguments);
         let shim = resolve(task.offset().unwrap()).unwrap();
-        let (mut input, mut output) = (Vec::new(), Vec::new());
-        arguments_encode(&arguments, &mut input);
-        let mut call = Call { input: &input, output: &mut output, limit: 10, host: &NoHost };
+        let input = codec::to_body(arguments, 10, CodecStage::EncodeArguments).unwrap();
+        let mut output = Vec::new();
+        let mut call = Call { input, output: &mut output, limit: 10, host: &NoHost };
         shim(&mut call).unwrap();
-        assert_eq!(codec::decode::<u32>(&output, CodecStage::DecodeResult).unwrap(), 3);
+        assert_eq!(codec::from_body::<u32>(output.into(), CodecStage::DecodeResult).unwrap(), 3);
     }
 
     #[test]

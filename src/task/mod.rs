@@ -8,7 +8,7 @@ mod fault;
 mod function;
 mod shape;
 
-pub(crate) use codec::{Sink, decode, decode_shared};
+pub(crate) use codec::{Sink, decode, from_body};
 pub use error::{CodecError, CodecStage, Panic, PanicLocation, PoolError, RemoteError, TaskError};
 pub(crate) use exit::ExitReport;
 pub use exit::{ExitCause, WorkerExit};

@@ -5,6 +5,7 @@ use super::error::CodecStage;
 use super::fault::Fault;
 use super::function::{Call, Host};
 use super::{codec, fault};
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::marker::PhantomData;
@@ -33,8 +34,18 @@ pub trait Arguments<F, M>: Serialize + DeserializeOwned + 'static {
     #[doc(hidden)]
     fn encode(&self, sink: &mut Sink<'_>) -> Result<(), Fault>;
 
+    /// The encoding of the arguments, whose memory it takes over where it can.
     #[doc(hidden)]
-    fn decode(source: &mut Source<'_>) -> Result<Self, Fault>;
+    fn into_body(self, limit: u64) -> Result<Bytes, Fault> {
+        let mut body = Vec::new();
+        let mut sink = Sink::new(&mut body, limit);
+        self.encode(&mut sink)?;
+        sink.finish()?;
+        Ok(body.into())
+    }
+
+    #[doc(hidden)]
+    fn from_body(body: Bytes) -> Result<Self, Fault>;
 
     #[doc(hidden)]
     fn apply(self, function: F, call: &mut Call<'_>) -> Result<(), Fault>;
@@ -86,7 +97,7 @@ impl<R: Serialize + DeserializeOwned + 'static> Returned<marker::Plain> for R {
     type Output = R;
 
     fn deliver(self, call: &mut Call<'_>) -> Result<(), Fault> {
-        codec::encode_result(&self, call.output, call.limit)
+        codec::encode_result(self, call.output, call.limit)
     }
 }
 
@@ -146,11 +157,15 @@ where
     type Output = R::Output;
 
     fn encode(&self, sink: &mut Sink<'_>) -> Result<(), Fault> {
-        sink.push(self, CodecStage::EncodeArguments)
+        codec::push_body(self, sink, CodecStage::EncodeArguments)
     }
 
-    fn decode(source: &mut Source<'_>) -> Result<Self, Fault> {
-        source.take(CodecStage::DecodeArguments)
+    fn into_body(self, limit: u64) -> Result<Bytes, Fault> {
+        codec::to_body(self, limit, CodecStage::EncodeArguments)
+    }
+
+    fn from_body(body: Bytes) -> Result<Self, Fault> {
+        codec::from_body(body, CodecStage::DecodeArguments)
     }
 
     fn apply(self, function: F, call: &mut Call<'_>) -> Result<(), Fault> {
@@ -176,9 +191,12 @@ macro_rules! tuples {
                 Ok(())
             }
 
-            #[allow(unused_variables)]
-            fn decode(source: &mut Source<'_>) -> Result<Self, Fault> {
-                Ok(($(source.take::<$argument>(CodecStage::DecodeArguments)?,)*))
+            #[allow(non_snake_case, unused_mut)]
+            fn from_body(body: Bytes) -> Result<Self, Fault> {
+                let mut source = Source::new(&body);
+                $(let $argument = source.take(CodecStage::DecodeArguments)?;)*
+                source.finish::<Self>(CodecStage::DecodeArguments)?;
+                Ok(($($argument,)*))
             }
 
             #[allow(non_snake_case)]

@@ -36,6 +36,8 @@ pub(crate) enum FrameError {
     TooLong(u64),
     /// The head is none of this protocol.
     BadHead(postcard::Error),
+    /// The shared memory holds what makes no sense.
+    Garbled,
     /// Reading failed.
     Io(std::io::Error),
 }
@@ -45,6 +47,7 @@ impl fmt::Display for FrameError {
         match self {
             FrameError::TooLong(length) => write!(f, "sent a frame of {length} bytes, over the limit"),
             FrameError::BadHead(error) => write!(f, "sent a frame with a malformed head: {error}"),
+            FrameError::Garbled => f.write_str("wrote what makes no sense to the shared memory"),
             FrameError::Io(error) => write!(f, "could not be read from: {error}"),
         }
     }

@@ -1,5 +1,6 @@
 //! What a pool and a worker say to each other.
 
+use super::arena::Place;
 use crate::task::Fault;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,8 @@ pub(crate) struct Run {
     /// How long it may run, in nanoseconds.
     pub(crate) timeout: Option<u64>,
     pub(crate) name: Option<String>,
+    /// Where the arguments are, if not in the body.
+    pub(crate) place: Option<Place>,
 }
 
 /// The head of a frame from a worker.
@@ -62,10 +65,12 @@ pub(crate) enum Reply {
     Began { seq: u64 },
     /// One item's result; the body is a byte that says which kind, and its encoding.
     Part { seq: u64 },
-    /// The task is done; the body is its value.
-    Value { seq: u64, over_rss_mark: bool },
+    /// The task is done; the body is its value, unless there is a place where that is.
+    Value { seq: u64, over_rss_mark: bool, place: Option<Place> },
     /// The task is done and has no value. With `dying`, the worker will not run another.
     Fault { seq: u64, over_rss_mark: bool, dying: bool, fault: Fault },
+    /// There is something in the ring. It has no task of its own.
+    Bell,
     /// The task had been taken back before the worker came to it.
     Skipped { seq: u64 },
 }

@@ -1,11 +1,18 @@
 //! The contract between a pool and its workers: frames, messages, the control page.
 
+mod arena;
 mod frame;
 mod identity;
+mod incoming;
 mod message;
 mod page;
+mod ring;
+mod slot;
+mod word;
 
+pub(crate) use arena::{Place, Room};
 pub(crate) use frame::{Frame, FrameCodec, FrameError, write_frame};
 pub(crate) use identity::build_identity;
+pub(crate) use incoming::{Batch, Body, Incoming};
 pub(crate) use message::{PROTOCOL, Reply, Request, Run, Setup};
-pub(crate) use page::{Page, SLOTS};
+pub(crate) use page::{LARGE, Page, SLOTS};

@@ -1,16 +1,16 @@
-//! The control page: memory that a pool and one worker share, which says exactly what has begun.
+//! The memory that a pool and one worker share.
 //!
-//! Every task that is sent to a worker has a number, counted up for that worker, and a slot: the
-//! number modulo [`SLOTS`]. The slot's state word holds the number and one of three states. The
-//! pool writes `OFFERED` before it sends the task. Then the worker, to begin it, and the pool, to
-//! take it back, both try to replace that very word by compare-and-swap: one of them succeeds, so
-//! a task either begins or comes back, never both. A word with another number means that the
-//! slot has gone to a later task, and fails both.
+//! It holds the slots that say what has begun ([`slot`](super::slot)), the ring of replies
+//! ([`ring`](super::ring)), and for large bodies an arena each way ([`arena`](super::arena)).
 //!
 //! Neither side believes the other: the worker may write anything here at any time. All the
-//! pool concludes from it is whether that worker's own tasks have begun, and when.
+//! pool concludes from it concerns that worker's own tasks, and what it takes for data it copies
+//! out first, within bounds.
 
-use crate::sys::memory::SharedWords;
+use super::arena::{Place, Room};
+use super::ring::{Control, Garbled, Record, Ring};
+use super::slot::Slot;
+use crate::sys::memory::{SharedWords, copy_in, copy_out, words_for};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,16 +18,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The most tasks that may be with one worker at a time.
 pub(crate) const SLOTS: u64 = 1024;
 
-const OFFERED: u64 = 0;
-const BEGUN: u64 = 1;
-const TAKEN_BACK: u64 = 2;
+/// Bodies from this size go through an arena: where copying them through a pipe, in pieces of
+/// 64 KiB with both sides taking turns, costs more than finding them room.
+pub(crate) const LARGE: usize = 32 * 1024;
 
-/// Words ahead of the slots: the first is for a worker's last words, the others are spare and
-/// keep the slots on cache lines of their own.
-const HEADER: usize = 8;
-const WORDS: usize = HEADER + 2 * SLOTS as usize;
+/// The words of the ring: 256 KiB, which the caches hold, and a few hundred replies.
+const RING: usize = 32 * 1024;
 
-/// The control page of one worker.
+/// The words of an arena: 32 MiB. Only what has been written to takes up memory.
+const ARENA: usize = 4 << 20;
+
+// Single words, each on a cache line of its own.
+const LAST_WORDS: usize = 0;
+const TAIL: usize = 8;
+const HEAD: usize = 16;
+const ASLEEP: usize = 24;
+const GIVEN_BACK: usize = 32;
+
+const SLOTS_AT: usize = 64;
+const RING_AT: usize = SLOTS_AT + 2 * SLOTS as usize;
+const REQUESTS_AT: usize = RING_AT + RING;
+const RESULTS_AT: usize = REQUESTS_AT + ARENA;
+const WORDS: usize = RESULTS_AT + ARENA;
+
+/// The memory that is shared with one worker.
 #[derive(Debug)]
 pub(crate) struct Page(SharedWords);
 
@@ -43,56 +57,141 @@ impl Page {
         Ok(Page(SharedWords::open(file, WORDS)?))
     }
 
+    /// The word for a worker's last words.
+    pub(crate) fn last_words(&self) -> &AtomicU64 {
+        &self.0.words()[LAST_WORDS]
+    }
+
+    /// The words of an arena that a place names, if it names any.
+    fn place(&self, arena_at: usize, place: Place) -> Option<(&[AtomicU64], usize)> {
+        let arena = &self.0.words()[arena_at..arena_at + ARENA];
+        let bytes = usize::try_from(place.bytes).ok()?;
+        let at = usize::try_from(place.at).ok()?;
+        let end = at.checked_add(words_for(bytes))?;
+        Some((arena.get(at..end)?, bytes))
+    }
+
+    fn write_at(&self, arena_at: usize, at: u64, body: &[u8]) -> Place {
+        let place = Place { at, bytes: body.len() as u64 };
+        if let Some((words, _)) = self.place(arena_at, place) {
+            copy_in(body, words);
+        }
+        place
+    }
+
+    fn read_at(&self, arena_at: usize, place: Place) -> Option<Vec<u8>> {
+        let (words, bytes) = self.place(arena_at, place)?;
+        let mut body = Vec::new();
+        copy_out(words, bytes, &mut body);
+        Some(body)
+    }
+
+    fn ring(&self) -> Ring<'_> {
+        let words = self.0.words();
+        let control = Control { head: &words[HEAD], tail: &words[TAIL], asleep: &words[ASLEEP] };
+        Ring { control, data: &words[RING_AT..RING_AT + RING] }
+    }
+
+    fn slot(&self, seq: u64) -> Slot<'_, AtomicU64> {
+        let at = SLOTS_AT + 2 * (seq % SLOTS) as usize;
+        Slot { state: &self.0.words()[at], started: &self.0.words()[at + 1] }
+    }
+}
+
+/// What the pool does.
+impl Page {
     /// The pool is about to send this task.
     pub(crate) fn offer(&self, seq: u64) {
-        self.state(seq).store(word(seq, OFFERED), Ordering::Release);
+        self.slot(seq).offer(seq);
     }
 
     /// The pool wants this task back: true if it has not begun, and now never will.
     pub(crate) fn take_back(&self, seq: u64) -> bool {
-        self.replace(seq, TAKEN_BACK)
-    }
-
-    /// The worker wants to begin this task: false if it was taken back.
-    pub(crate) fn begin(&self, seq: u64, now: u64) -> bool {
-        // Before the swap, so that whoever sees the task begun sees when.
-        self.started(seq).store(now, Ordering::Relaxed);
-        self.replace(seq, BEGUN)
-    }
-
-    /// The worker begins the next item of a chunk, and the task's time anew.
-    pub(crate) fn begin_item(&self, seq: u64, now: u64) {
-        self.started(seq).store(now, Ordering::Relaxed);
+        self.slot(seq).take_back(seq)
     }
 
     /// When the worker says that it began this task; `None` if it has not begun it.
     pub(crate) fn began_at(&self, seq: u64) -> Option<u64> {
-        let begun = self.state(seq).load(Ordering::Acquire) == word(seq, BEGUN);
-        begun.then(|| self.started(seq).load(Ordering::Relaxed))
+        self.slot(seq).began_at(seq)
     }
 
-    /// The word for a worker's last words.
-    pub(crate) fn last_words(&self) -> &AtomicU64 {
-        &self.0.words()[0]
+    /// Room for large arguments.
+    pub(crate) fn room_for_requests() -> Room {
+        Room::new(ARENA)
     }
 
-    fn replace(&self, seq: u64, state: u64) -> bool {
-        self.state(seq)
-            .compare_exchange(word(seq, OFFERED), word(seq, state), Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
+    /// Puts arguments where there is room for them.
+    pub(crate) fn write_request(&self, at: u64, body: &[u8]) -> Place {
+        self.write_at(REQUESTS_AT, at, body)
     }
 
-    fn state(&self, seq: u64) -> &AtomicU64 {
-        &self.0.words()[HEADER + 2 * (seq % SLOTS) as usize]
+    /// Copies out the result of this task, and lets the worker use the room again. `None` if the
+    /// place is none.
+    pub(crate) fn read_result(&self, seq: u64, place: Place) -> Option<Vec<u8>> {
+        let body = self.read_at(RESULTS_AT, place)?;
+        self.0.words()[GIVEN_BACK].store(seq, Ordering::Release);
+        Some(body)
     }
 
-    fn started(&self, seq: u64) -> &AtomicU64 {
-        &self.0.words()[HEADER + 2 * (seq % SLOTS) as usize + 1]
+    /// Reads the next record from the ring.
+    pub(crate) fn pop(&self, head: &mut u64, out: &mut Vec<u8>) -> Result<Option<Record>, Garbled> {
+        self.ring().pop(head, out)
+    }
+
+    /// Gives the room of what was read from the ring back to the worker.
+    pub(crate) fn release(&self, head: u64) {
+        self.ring().release(head);
+    }
+
+    /// The pool is about to sleep; false if there is something in the ring after all.
+    pub(crate) fn sleep(&self, head: u64) -> bool {
+        self.ring().control.sleep(head)
+    }
+
+    /// The pool is awake.
+    pub(crate) fn wake(&self) {
+        self.ring().control.wake();
     }
 }
 
-fn word(seq: u64, state: u64) -> u64 {
-    seq << 2 | state
+/// What the worker does.
+impl Page {
+    /// The worker wants to begin this task: false if it was taken back.
+    pub(crate) fn begin(&self, seq: u64, now: u64) -> bool {
+        self.slot(seq).begin(seq, now)
+    }
+
+    /// The worker begins the next item of a chunk, and the task's time anew.
+    pub(crate) fn begin_item(&self, seq: u64, now: u64) {
+        self.slot(seq).begin_item(now);
+    }
+
+    /// Copies out arguments.
+    pub(crate) fn read_request(&self, place: Place) -> Option<Vec<u8>> {
+        self.read_at(REQUESTS_AT, place)
+    }
+
+    /// Room for large results.
+    pub(crate) fn room_for_results() -> Room {
+        Room::new(ARENA)
+    }
+
+    /// Puts a result where there is room for it.
+    pub(crate) fn write_result(&self, room: &mut Room, seq: u64, body: &[u8]) -> Option<Place> {
+        room.give_back(self.0.words()[GIVEN_BACK].load(Ordering::Acquire));
+        let at = room.take(seq, words_for(body.len()))?;
+        Some(self.write_at(RESULTS_AT, at, body))
+    }
+
+    /// Puts a record into the ring; `None` if there is no room, otherwise whether to wake the pool.
+    pub(crate) fn push(&self, tail: &mut u64, bytes: &[u8]) -> Option<bool> {
+        self.ring().push(tail, bytes)
+    }
+
+    /// Says in the ring that the next record is in the pipe.
+    pub(crate) fn push_in_pipe(&self, tail: &mut u64) -> Option<()> {
+        self.ring().push_in_pipe(tail)
+    }
 }
 
 #[cfg(test)]
@@ -101,48 +200,34 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn a_task_begins_or_comes_back_but_never_both() {
+    fn what_one_side_writes_the_other_reads() {
         let (pool, file) = Page::create().unwrap();
         let worker = Page::open(file.as_fd()).unwrap();
         pool.offer(1);
-        assert_eq!(pool.began_at(1), None);
         assert!(worker.begin(1, 42));
-        assert!(!pool.take_back(1));
         assert_eq!(pool.began_at(1), Some(42));
-        pool.offer(2);
-        assert!(pool.take_back(2));
-        assert!(!pool.take_back(2));
-        assert!(!worker.begin(2, 43));
-        assert_eq!(pool.began_at(2), None);
+
+        let mut room = Page::room_for_requests();
+        let body = vec![7; 100_001];
+        let at = room.take(1, words_for(body.len())).unwrap();
+        assert_eq!(worker.read_request(pool.write_request(at, &body)), Some(body.clone()));
+
+        let mut room = Page::room_for_results();
+        let place = worker.write_result(&mut room, 1, &body).unwrap();
+        assert_eq!(pool.read_result(1, place), Some(body));
+
+        let (mut head, mut tail, mut out) = (0, 0, Vec::new());
+        assert!(pool.sleep(head));
+        assert_eq!(worker.push(&mut tail, b"record"), Some(true));
+        assert_eq!(pool.pop(&mut head, &mut out), Ok(Some(Record::Here(6))));
+        assert_eq!(out, b"record");
     }
 
     #[test]
-    fn a_slot_that_has_gone_to_a_later_task_fails_the_earlier_one() {
+    fn places_outside_the_arena_are_refused() {
         let (pool, _file) = Page::create().unwrap();
-        pool.offer(1);
-        pool.offer(1 + SLOTS);
-        assert!(!pool.begin(1, 0));
-        assert!(!pool.take_back(1));
-        assert!(pool.begin(1 + SLOTS, 0));
-    }
-
-    #[test]
-    fn of_two_that_race_for_a_slot_exactly_one_wins() {
-        let (pool, file) = Page::create().unwrap();
-        let worker = Page::open(file.as_fd()).unwrap();
-        let start = std::sync::Barrier::new(2);
-        for seq in 0..200 {
-            pool.offer(seq);
-            let (begun, back) = std::thread::scope(|scope| {
-                let begun = scope.spawn(|| {
-                    start.wait();
-                    worker.begin(seq, 0)
-                });
-                start.wait();
-                let back = pool.take_back(seq);
-                (begun.join().unwrap(), back)
-            });
-            assert_ne!(begun, back);
+        for (at, bytes) in [(u64::MAX, 1), (0, u64::MAX), (ARENA as u64, 1), (1, 8 * ARENA as u64)] {
+            assert_eq!(pool.read_result(1, Place { at, bytes }), None);
         }
     }
 }

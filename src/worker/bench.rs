@@ -8,6 +8,7 @@ use crate::sys::child::exit_now;
 use crate::sys::{fault, monotonic_now, resident_bytes};
 use crate::task::{self, Call, Fault, Host, PanicReport};
 use crate::wire::{Frame, FrameError, PROTOCOL, Page, Reply, Request, Run, Setup, build_identity};
+use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::cell::{Cell, OnceCell};
 use std::io::{self, Write};
@@ -33,9 +34,9 @@ thread_local! {
 pub(super) fn work(duties: crate::process::Duties) -> io::Result<()> {
     fault::ignore_sigpipe();
     // For as long as the process lives, which both threads then need no count of.
-    let replies: &'static Replies = Box::leak(Box::new(Replies::new(duties.results)));
-    let inbox: &'static Inbox = Box::leak(Box::new(Inbox::new(duties.requests)));
     let page: Option<&'static Page> = duties.page.map(|page| &*Box::leak(Box::new(page)));
+    let replies: &'static Replies = Box::leak(Box::new(Replies::new(duties.results, page)));
+    let inbox: &'static Inbox = Box::leak(Box::new(Inbox::new(duties.requests)));
     let _ = LAST_WORDS.set(replies);
     panics::install_hook(send_last_words);
     let bench = move || {
@@ -97,14 +98,14 @@ impl Bench {
 
     /// Greets the pool, gets ready, and does one task after another.
     fn serve(&mut self) -> Result<(), FrameError> {
-        self.replies.send(&Reply::Hello { protocol: PROTOCOL, build: build_identity() }, &[]);
+        self.replies.greet(&Reply::Hello { protocol: PROTOCOL, build: build_identity() });
         while let Some(Frame { head, body }) = self.inbox.next()? {
             match head {
-                Request::Run(run) => self.run(run, &body),
-                Request::Setup(setup) => match self.get_ready(&setup, &body) {
-                    Ok(()) => self.replies.send(&Reply::Ready, &[]),
+                Request::Run(run) => self.run(run, body),
+                Request::Setup(setup) => match self.get_ready(&setup, body) {
+                    Ok(()) => self.replies.greet(&Reply::Ready),
                     Err(fault) => {
-                        self.replies.send(&Reply::NotReady { fault: fault.bounded() }, &[]);
+                        self.replies.greet(&Reply::NotReady { fault: fault.bounded() });
                         return Ok(());
                     }
                 },
@@ -115,7 +116,7 @@ impl Bench {
         Ok(())
     }
 
-    fn get_ready(&mut self, setup: &Setup, arguments: &[u8]) -> Result<(), Fault> {
+    fn get_ready(&mut self, setup: &Setup, arguments: Bytes) -> Result<(), Fault> {
         if setup.protocol != PROTOCOL || setup.build != build_identity() {
             return Err(setup_fault("the pool runs another build of the program"));
         }
@@ -130,8 +131,8 @@ impl Bench {
         done
     }
 
-    fn run(&mut self, run: Run, arguments: &[u8]) {
-        let (seq, shim) = (run.seq, run.shim);
+    fn run(&mut self, run: Run, body: Bytes) {
+        let (seq, shim, place) = (run.seq, run.shim, run.place);
         match self.page {
             Some(page) if page.begin(seq, monotonic_now()) => {}
             Some(_) => return self.replies.send(&Reply::Skipped { seq }, &[]),
@@ -141,7 +142,12 @@ impl Bench {
         TaskContext::enter(run);
         self.inbox.begin(seq);
         RUNNING.set(seq + 1);
-        let outcome = self.call(shim, arguments);
+        // Room for the arguments is taken only where there is a page, and given back only when
+        // the task is answered.
+        let body = place
+            .zip(self.page)
+            .map_or(body, |(place, page)| page.read_request(place).unwrap_or_default().into());
+        let outcome = self.call(shim, body);
         RUNNING.set(0);
         self.inbox.end();
         TaskContext::leave();
@@ -153,7 +159,7 @@ impl Bench {
     }
 
     /// Calls the function at an offset; its result is then in `output`.
-    fn call(&mut self, shim: u64, input: &[u8]) -> Result<(), Fault> {
+    fn call(&mut self, shim: u64, input: Bytes) -> Result<(), Fault> {
         let shim =
             task::resolve(shim).ok_or_else(|| setup_fault("the function is not part of the program"))?;
         let mut output = std::mem::take(&mut self.output);

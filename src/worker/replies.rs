@@ -1,8 +1,10 @@
-//! Writing to the pool.
+//! Saying things to the pool: through the ring in shared memory where there is one, with no system
+//! call unless the pool sleeps, otherwise through the pipe.
 
 use crate::sys::child::exit_now;
 use crate::task::Fault;
-use crate::wire::{Reply, write_frame};
+use crate::wire::{LARGE, Page, Reply, Room, write_frame};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::os::fd::OwnedFd;
@@ -15,41 +17,106 @@ const COPY_LIMIT: usize = 16 * 1024;
 pub(super) struct Replies(Mutex<Stream>);
 
 struct Stream {
-    file: File,
+    pipe: File,
+    page: Option<&'static Page>,
+    /// How far the ring is written.
+    tail: u64,
+    room: Room,
     /// Kept for its memory.
     buffer: Vec<u8>,
 }
 
 impl Replies {
-    pub(super) fn new(file: OwnedFd) -> Replies {
-        Replies(Mutex::new(Stream { file: file.into(), buffer: Vec::new() }))
+    pub(super) fn new(pipe: OwnedFd, page: Option<&'static Page>) -> Replies {
+        Replies(Mutex::new(Stream {
+            pipe: pipe.into(),
+            page,
+            tail: 0,
+            room: Page::room_for_results(),
+            buffer: Vec::new(),
+        }))
     }
 
-    /// Sends one reply at once. A pool that is gone ends the process.
+    /// Says something of no task, through the pipe.
+    pub(super) fn greet(&self, head: &Reply) {
+        self.with(|stream| stream.write(head, &[]));
+    }
+
+    /// Says something of a task, which has arrived when this returns, whatever then becomes of
+    /// this process.
     pub(super) fn send(&self, head: &Reply, body: &[u8]) {
-        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Stream { file, buffer } = &mut *stream;
-        buffer.clear();
-        write_frame(head, body.len(), buffer);
-        let written = if body.len() <= COPY_LIMIT {
-            buffer.extend_from_slice(body);
-            file.write_all(buffer)
-        } else {
-            write_both(file, buffer, body)
-        };
-        if written.is_err() {
-            exit_now(1);
-        }
+        self.with(|stream| stream.send(head, body));
     }
 
-    /// Sends how a task ended.
+    /// Says how a task ended.
     pub(super) fn send_outcome(&self, seq: u64, over_rss_mark: bool, outcome: Result<&[u8], Fault>) {
         match outcome {
-            Ok(body) => self.send(&Reply::Value { seq, over_rss_mark }, body),
+            Ok(body) => self.with(|stream| stream.send_value(seq, over_rss_mark, body)),
             Err(fault) => {
                 let fault = fault.bounded();
                 self.send(&Reply::Fault { seq, over_rss_mark, dying: false, fault }, &[]);
             }
+        }
+    }
+
+    /// A pool that is gone ends the process.
+    fn with(&self, send: impl FnOnce(&mut Stream) -> std::io::Result<()>) {
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if send(&mut stream).is_err() {
+            exit_now(1);
+        }
+    }
+}
+
+impl Stream {
+    fn send_value(&mut self, seq: u64, over_rss_mark: bool, body: &[u8]) -> std::io::Result<()> {
+        let place = match self.page {
+            Some(page) if body.len() >= LARGE => page.write_result(&mut self.room, seq, body),
+            _ => None,
+        };
+        let body = if place.is_some() { &[] } else { body };
+        self.send(&Reply::Value { seq, over_rss_mark, place }, body)
+    }
+
+    fn send(&mut self, head: &Reply, body: &[u8]) -> std::io::Result<()> {
+        let Some(page) = self.page else {
+            return self.write(head, body);
+        };
+        if body.len() < LARGE {
+            self.buffer.clear();
+            // Heads consist of what postcard always encodes.
+            let _ = postcard::to_io(head, &mut self.buffer);
+            self.buffer.extend_from_slice(body);
+            if let Some(pool_sleeps) = page.push(&mut self.tail, &self.buffer) {
+                return if pool_sleeps { self.write(&Reply::Bell, &[]) } else { Ok(()) };
+            }
+        }
+        while page.push_in_pipe(&mut self.tail).is_none() {
+            // The ring is full of what the pool has not read: it has not slept since.
+            self.wait_for_pool()?;
+        }
+        self.write(head, body)
+    }
+
+    /// Waits a moment; an error when the pool is gone.
+    fn wait_for_pool(&self) -> std::io::Result<()> {
+        const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let mut fds = [PollFd::new(&self.pipe, PollFlags::empty())];
+        match poll(&mut fds, Some(&MOMENT)) {
+            Ok(1..) => Err(std::io::ErrorKind::BrokenPipe.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&mut self, head: &Reply, body: &[u8]) -> std::io::Result<()> {
+        let Stream { pipe, buffer, .. } = self;
+        buffer.clear();
+        write_frame(head, body.len(), buffer);
+        if body.len() <= COPY_LIMIT {
+            buffer.extend_from_slice(body);
+            pipe.write_all(buffer)
+        } else {
+            write_both(pipe, buffer, body)
         }
     }
 }

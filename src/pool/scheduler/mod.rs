@@ -22,7 +22,7 @@ use crate::task::{PoolError, Priority};
 use health::Health;
 use queue::{Entry, Queue};
 use slab::Slab;
-use slot::{Fate, Phase, Slot};
+use slot::{Fate, Phase, Sent, Slot};
 pub(super) use terms::{
     Action, Answer, Config, Counts, Ledger, Nanos, TaskKey, Terms, Verdict, Violation, WorkerKey,
     WorkerPhase, WorkerView,
@@ -174,9 +174,14 @@ impl<T> Scheduler<T> {
         self.task(task).map_or(0, |task| task.attempts)
     }
 
-    /// How many tasks a worker was sent and has not answered.
-    pub(super) fn in_pipeline(&self, worker: WorkerKey) -> u64 {
-        self.slots.get(worker).map_or(0, |slot| slot.sent.len() as u64)
+    /// The number of the first task that a worker was sent and has not answered.
+    pub(super) fn first_in_pipeline(&self, worker: WorkerKey) -> u64 {
+        self.slots.get(worker).and_then(|slot| slot.sent.front()).map_or(u64::MAX, |sent| sent.seq)
+    }
+
+    /// The number of the last task that a worker was sent.
+    pub(super) fn last_in_pipeline(&self, worker: WorkerKey) -> u64 {
+        self.slots.get(worker).map_or(0, |slot| slot.next_seq - 1)
     }
 
     /// The worker that the task was sent to, and under which number.
@@ -278,6 +283,7 @@ impl<T> Scheduler<T> {
         self.in_flight -= 1;
         self.busy -= usize::from(was_busy && !slot.is_busy());
         if answer.skipped {
+            slot.tasks_left = slot.tasks_left.saturating_add(1);
             return Ok(None);
         }
         slot.answers += 1;
@@ -409,15 +415,15 @@ impl<T> Scheduler<T> {
 
     /// Counts and gauges as they are now.
     pub(super) fn counts(&self, ledger: &dyn Ledger) -> Counts {
-        let running =
-            self.slots.iter().flat_map(|(worker, slot)| slot.sent.iter().map(move |sent| (worker, sent)));
-        let running = running
-            .filter(|(worker, sent)| {
-                sent.fate != Fate::TakenBack && ledger.began_at(*worker, sent.seq).is_some()
-            })
-            .count();
+        let mut running = 0;
+        for (worker, slot) in &self.slots {
+            let is_open = |sent: &&Sent| matches!(sent.fate, Fate::Open | Fate::TimedOut);
+            let mut open = slot.sent.iter().filter(is_open);
+            // Of several that have begun all but the last are done, their answers on the way.
+            running += usize::from(open.any(|sent| ledger.began_at(worker, sent.seq).is_some()));
+        }
         Counts {
-            queued: self.tasks.len().saturating_sub(running),
+            queued: self.tasks.len() - running,
             running,
             starting: self.phases.starting,
             idle: self.idle.len(),

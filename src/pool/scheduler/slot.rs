@@ -131,7 +131,8 @@ impl Slot {
     /// Whether another task may be sent behind those that it has.
     pub(super) fn has_room(&self) -> bool {
         self.phase == Phase::Ready
-            && self.tasks_left > 0
+            // Its last task is not sent ahead: it would get no more, should that be taken back.
+            && self.tasks_left > 1
             && !self.sent.is_empty()
             && (self.sent.len() as u64) < self.depth()
             && self.sent_bytes < MAX_BYTES

@@ -1,0 +1,198 @@
+//! What comes from a worker, by ring and by pipe, in the order in which it was said.
+
+use super::Page;
+use super::arena::Place;
+use super::frame::{Frame, FrameCodec, FrameError};
+use super::message::Reply;
+use super::ring::Record;
+use bytes::{Bytes, BytesMut};
+use std::ops::Range;
+use std::sync::Arc;
+use tokio_util::codec::Decoder;
+
+/// So much is taken in at a time, for others to have the pool's lock in between.
+const BATCH_REPLIES: usize = 512;
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// The replies of one worker.
+pub(crate) struct Incoming {
+    /// What has come through the pipe.
+    bytes: BytesMut,
+    codec: FrameCodec<Reply>,
+    page: Option<Arc<Page>>,
+    /// How far the ring is read.
+    head: u64,
+    /// A frame from the pipe whose mark in the ring was not seen yet.
+    early: Option<Frame<Reply>>,
+    /// A mark was seen, and its frame is still to come.
+    expects_frame: bool,
+    max_message: u64,
+}
+
+/// Replies, to be gone through one after another. Its memory is meant to be used again.
+#[derive(Default)]
+pub(crate) struct Batch {
+    scratch: Vec<u8>,
+    replies: Vec<(Reply, Stored)>,
+}
+
+enum Stored {
+    Scratch(Range<usize>),
+    Own(Bytes),
+}
+
+/// The body of a reply.
+pub(crate) enum Body<'a> {
+    Borrowed(&'a [u8]),
+    Own(Bytes),
+}
+
+impl Body<'_> {
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match self {
+            Body::Borrowed(bytes) => bytes,
+            Body::Own(bytes) => bytes,
+        }
+    }
+
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self {
+            Body::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+            Body::Own(bytes) => bytes,
+        }
+    }
+}
+
+impl Batch {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Reply, Body<'_>)> {
+        let scratch = &self.scratch;
+        self.replies.drain(..).map(move |(reply, stored)| {
+            let body = match stored {
+                Stored::Scratch(range) => Body::Borrowed(&scratch[range]),
+                Stored::Own(bytes) => Body::Own(bytes),
+            };
+            (reply, body)
+        })
+    }
+}
+
+impl Incoming {
+    pub(crate) fn new(page: Option<Arc<Page>>, max_message: u64, capacity: usize) -> Incoming {
+        Incoming {
+            bytes: BytesMut::with_capacity(capacity),
+            codec: FrameCodec::new(max_message),
+            page,
+            head: 0,
+            early: None,
+            expects_frame: false,
+            max_message,
+        }
+    }
+
+    /// Where to read the pipe to, with room for so many bytes.
+    pub(crate) fn buffer(&mut self, room: usize) -> &mut BytesMut {
+        if self.bytes.capacity() - self.bytes.len() < room / 2 {
+            self.bytes.reserve(room);
+        }
+        &mut self.bytes
+    }
+
+    /// The next frame of the pipe, before the ring is in use.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame<Reply>>, FrameError> {
+        self.codec.decode(&mut self.bytes)
+    }
+
+    /// Gathers what has come. What came before an error is in the batch.
+    pub(crate) fn gather(&mut self, batch: &mut Batch) -> Result<(), FrameError> {
+        batch.scratch.clear();
+        while batch.replies.len() < BATCH_REPLIES && batch.scratch.len() < BATCH_BYTES {
+            let Some((reply, stored)) = self.next(&mut batch.scratch)? else { break };
+            let stored = match reply {
+                Reply::Value { seq, place: Some(place), .. } => Stored::Own(self.fetch(seq, place)?),
+                _ => stored,
+            };
+            batch.replies.push((reply, stored));
+        }
+        if let Some(page) = &self.page {
+            page.release(self.head);
+        }
+        Ok(())
+    }
+
+    fn next(&mut self, scratch: &mut Vec<u8>) -> Result<Option<(Reply, Stored)>, FrameError> {
+        let Some(page) = self.page.clone() else {
+            return Ok(self.next_frame()?.map(own));
+        };
+        if !self.expects_frame {
+            let start = scratch.len();
+            match page.pop(&mut self.head, scratch).map_err(|_| FrameError::Garbled)? {
+                Some(Record::Here(_)) => return parse(scratch, start).map(Some),
+                Some(Record::InPipe) => self.expects_frame = true,
+                None if self.look_ahead()? => return self.next(scratch),
+                None => return Ok(None),
+            }
+        }
+        let frame = match self.early.take() {
+            Some(frame) => Some(frame),
+            None => self.next_but_bells()?,
+        };
+        self.expects_frame = frame.is_none();
+        Ok(frame.map(own))
+    }
+
+    /// The ring is empty: takes the bells out of the pipe. If there is a frame, its mark has been
+    /// written to the ring just now, and that is to be looked at again.
+    fn look_ahead(&mut self) -> Result<bool, FrameError> {
+        if self.early.is_some() {
+            return Err(FrameError::Garbled);
+        }
+        self.early = self.next_but_bells()?;
+        Ok(self.early.is_some())
+    }
+
+    fn next_but_bells(&mut self) -> Result<Option<Frame<Reply>>, FrameError> {
+        loop {
+            match self.next_frame()? {
+                Some(Frame { head: Reply::Bell, .. }) => {}
+                frame => return Ok(frame),
+            }
+        }
+    }
+
+    fn fetch(&self, seq: u64, place: Place) -> Result<Bytes, FrameError> {
+        if place.bytes > self.max_message {
+            return Err(FrameError::TooLong(place.bytes));
+        }
+        let page = self.page.as_ref().ok_or(FrameError::Garbled)?;
+        page.read_result(seq, place).map(Bytes::from).ok_or(FrameError::Garbled)
+    }
+
+    /// Whether the pool may sleep until something comes through the pipe. To be followed by
+    /// [`wake`](Self::wake).
+    pub(crate) fn may_sleep(&self) -> bool {
+        match &self.page {
+            Some(page) => page.sleep(self.head),
+            None => true,
+        }
+    }
+
+    pub(crate) fn wake(&self) {
+        if let Some(page) = &self.page {
+            page.wake();
+        }
+    }
+}
+
+fn own(frame: Frame<Reply>) -> (Reply, Stored) {
+    (frame.head, Stored::Own(frame.body))
+}
+
+/// Takes apart a record that was appended to the scratch buffer.
+fn parse(scratch: &[u8], start: usize) -> Result<(Reply, Stored), FrameError> {
+    let (reply, body) = postcard::take_from_bytes(&scratch[start..]).map_err(FrameError::BadHead)?;
+    Ok((reply, Stored::Scratch(scratch.len() - body.len()..scratch.len())))
+}

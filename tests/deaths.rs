@@ -1,0 +1,255 @@
+//! Every way for a worker to die under a task, or to be killed for it, and what the task's handle
+//! then says.
+
+#![cfg(target_os = "linux")]
+#![allow(unsafe_code)]
+
+#[macro_use]
+mod common;
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use common::{Meeting, a_worker, attend, died};
+use procession::{Builder, ExitCause, ProcessPool, TaskError, WorkerExit};
+
+both! {
+    an_exit_in_mid_task_is_a_death_whatever_its_code,
+    an_exit_in_an_async_task_is_a_death,
+    a_kill_tells_its_signal,
+    a_segmentation_fault_tells_its_signal,
+    an_abort_tells_its_signal,
+    a_termination_tells_its_signal,
+    a_stack_overflow_is_named,
+    running_out_of_memory_is_named,
+    an_exit_keeps_the_tail_of_stderr,
+    the_tail_of_stderr_is_bounded_and_is_the_tail,
+    an_exit_knows_the_memory_that_was_used,
+    a_death_says_why_in_words,
+    a_task_that_ignores_signals_times_out,
+    an_async_task_times_out,
+    the_time_limit_of_the_pool_holds_unless_the_task_has_its_own,
+    a_cancelled_task_says_so,
+}
+
+const MIB: usize = 1 << 20;
+
+/// Has the one worker of `pool` run `task`, expects its death, and that another takes its place.
+macro_rules! death {
+    ($pool:ident, $task:expr, $arguments:expr) => {{
+        let pid = a_worker(&$pool).await;
+        let exit = died($pool.submit($task, $arguments).await);
+        assert_eq!(exit.pid(), pid);
+        assert_ne!(a_worker(&$pool).await, pid, "a worker was replaced");
+        exit
+    }};
+}
+
+fn one_worker(builder: Builder) -> ProcessPool {
+    builder.workers(1).build().unwrap()
+}
+
+fn expect_signal(exit: &WorkerExit, signal: i32) {
+    assert_eq!((exit.signal(), exit.code()), (Some(signal), None));
+    assert_matches!(exit.cause(), ExitCause::Signalled);
+    assert!(!exit.core_dumped(), "these tests forbid it");
+}
+
+async fn an_exit_in_mid_task_is_a_death_whatever_its_code(builder: Builder) {
+    let pool = one_worker(builder);
+    for code in [0, 1, 99] {
+        let exit = death!(pool, |code: i32| -> u8 { std::process::exit(code) }, code);
+        assert_eq!((exit.code(), exit.signal()), (Some(code), None));
+        assert_matches!(exit.cause(), ExitCause::Exited);
+        assert!(!exit.core_dumped());
+    }
+    // SAFETY: _exit has no preconditions.
+    let exit = death!(pool, || -> u8 { unsafe { libc::_exit(0) } }, ());
+    assert_eq!(exit.code(), Some(0));
+    pool.shutdown().await;
+}
+
+async fn an_exit_in_an_async_task_is_a_death(builder: Builder) {
+    let pool = one_worker(builder);
+    let exit = death!(pool, async || -> u8 { std::process::exit(3) }, ());
+    assert_eq!(exit.code(), Some(3));
+    pool.shutdown().await;
+}
+
+fn raise(signal: i32) {
+    // SAFETY: raise has no preconditions.
+    unsafe { libc::raise(signal) };
+}
+
+async fn a_kill_tells_its_signal(builder: Builder) {
+    let pool = one_worker(builder);
+    expect_signal(&death!(pool, raise, libc::SIGKILL), libc::SIGKILL);
+    pool.shutdown().await;
+}
+
+async fn a_segmentation_fault_tells_its_signal(builder: Builder) {
+    fn write_to_nowhere() {
+        let nowhere = black_box(16) as *mut u64;
+        // SAFETY: none; the crash is the point.
+        unsafe { nowhere.write_volatile(1) };
+    }
+    let pool = one_worker(builder);
+    expect_signal(&death!(pool, write_to_nowhere, ()), libc::SIGSEGV);
+    pool.shutdown().await;
+}
+
+async fn an_abort_tells_its_signal(builder: Builder) {
+    let pool = one_worker(builder);
+    expect_signal(&death!(pool, || -> u8 { std::process::abort() }, ()), libc::SIGABRT);
+    pool.shutdown().await;
+}
+
+async fn a_termination_tells_its_signal(builder: Builder) {
+    let pool = one_worker(builder);
+    expect_signal(&death!(pool, raise, libc::SIGTERM), libc::SIGTERM);
+    pool.shutdown().await;
+}
+
+#[allow(unconditional_recursion)]
+fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    recurse(depth + 1) + black_box(frame)[0]
+}
+
+async fn a_stack_overflow_is_named(builder: Builder) {
+    let pool = one_worker(builder);
+    let exit = death!(pool, recurse, 0);
+    assert_matches!(exit.cause(), ExitCause::StackOverflow);
+    assert!(exit.signal().is_some());
+    let shown = TaskError::WorkerDied(exit).to_string();
+    assert!(shown.contains("stack"), "{shown}");
+    pool.shutdown().await;
+}
+
+async fn running_out_of_memory_is_named(builder: Builder) {
+    fn allocate_without_end() -> usize {
+        let mut hoard = Vec::new();
+        loop {
+            hoard.push(black_box(vec![1u8; MIB]));
+        }
+    }
+    let pool = one_worker(builder.worker_memory_limit(512 << 20));
+    let exit = death!(pool, allocate_without_end, ());
+    assert_matches!(exit.cause(), ExitCause::OutOfMemory);
+    let shown = TaskError::WorkerDied(exit).to_string();
+    assert!(shown.contains("memory"), "{shown}");
+    let modest = |size: usize| vec![1u8; size].len();
+    assert_eq!(pool.submit(modest, 64 * MIB).await.unwrap(), 64 * MIB);
+    pool.shutdown().await;
+}
+
+async fn an_exit_keeps_the_tail_of_stderr(builder: Builder) {
+    fn last_words() {
+        eprintln!("last words of {}", std::process::id());
+        std::process::exit(1)
+    }
+    let pool = one_worker(builder);
+    let exit = death!(pool, last_words, ());
+    let words = format!("last words of {}", exit.pid());
+    assert!(exit.stderr_tail().contains(&words), "{:?}", exit.stderr_tail());
+    pool.shutdown().await;
+}
+
+async fn the_tail_of_stderr_is_bounded_and_is_the_tail(builder: Builder) {
+    fn many_words() {
+        for line in 0..20_000 {
+            eprintln!("line {line} of many");
+        }
+        std::process::abort()
+    }
+    let pool = one_worker(builder.stderr(procession::WorkerStdio::Capture));
+    let exit = death!(pool, many_words, ());
+    let tail = exit.stderr_tail();
+    assert!(tail.trim_end().ends_with("line 19999 of many"), "{tail:?}");
+    assert!(!tail.contains("line 0 of many"), "all {} bytes were kept", tail.len());
+    pool.shutdown().await;
+}
+
+async fn an_exit_knows_the_memory_that_was_used(builder: Builder) {
+    fn use_memory_and_exit() {
+        black_box(vec![1u8; 64 * MIB]);
+        std::process::exit(1)
+    }
+    let pool = one_worker(builder);
+    assert!(death!(pool, use_memory_and_exit, ()).max_rss() >= 64 * MIB as u64);
+    pool.shutdown().await;
+}
+
+async fn a_death_says_why_in_words(builder: Builder) {
+    let pool = one_worker(builder);
+    let killed = TaskError::WorkerDied(death!(pool, raise, libc::SIGKILL)).to_string();
+    assert!(killed.contains("SIGKILL") || killed.contains("signal 9"), "{killed}");
+    let exit = death!(pool, |code: i32| -> u8 { std::process::exit(code) }, 99);
+    let exited = TaskError::WorkerDied(exit).to_string();
+    assert!(exited.contains("99"), "{exited}");
+    pool.shutdown().await;
+}
+
+fn stubborn(place: String) {
+    // SAFETY: ignoring signals installs no handler.
+    unsafe {
+        libc::signal(libc::SIGTERM, libc::SIG_IGN);
+        libc::signal(libc::SIGINT, libc::SIG_IGN);
+    }
+    attend(&place, "stubborn");
+    unreachable!("nobody lets it go");
+}
+
+async fn a_task_that_ignores_signals_times_out(builder: Builder) {
+    let pool = one_worker(builder);
+    let meeting = Meeting::new();
+    let limit = Duration::from_millis(100);
+    let start = Instant::now();
+    let task = pool.task(stubborn, meeting.place()).timeout(limit).submit();
+    let guest = meeting.next().await;
+    let (outcome, pid) = (task.await, guest.pid);
+    assert_matches!(outcome, Err(TaskError::TimedOut { limit: told }) if told == limit);
+    assert!(start.elapsed() >= limit);
+    guest.gone().await;
+    assert_ne!(a_worker(&pool).await, pid);
+    assert_eq!(pool.stats().timed_out(), 1);
+    pool.shutdown().await;
+}
+
+async fn an_async_task_times_out(builder: Builder) {
+    let pool = one_worker(builder);
+    let limit = Duration::from_millis(50);
+    let task = pool.task(std::future::pending::<()>, ()).timeout(limit);
+    assert_matches!(task.await, Err(TaskError::TimedOut { limit: told }) if told == limit);
+    a_worker(&pool).await;
+    pool.shutdown().await;
+}
+
+async fn the_time_limit_of_the_pool_holds_unless_the_task_has_its_own(builder: Builder) {
+    let (long, short) = (Duration::from_millis(80), Duration::from_millis(40));
+    let pool = one_worker(builder.task_timeout(long));
+    let meeting = Meeting::new();
+    let by_pool = pool.submit(stubborn, meeting.place());
+    let guest = meeting.next().await;
+    assert_matches!(by_pool.await, Err(TaskError::TimedOut { limit }) if limit == long);
+    let by_task = pool.task(stubborn, meeting.place()).timeout(short).submit();
+    let another = meeting.next().await;
+    assert_matches!(by_task.await, Err(TaskError::TimedOut { limit }) if limit == short);
+    let patient = pool.task(|d: Duration| std::thread::sleep(d), long * 2);
+    patient.timeout(common::PATIENCE).await.unwrap();
+    guest.gone().await;
+    another.gone().await;
+    pool.shutdown().await;
+}
+
+async fn a_cancelled_task_says_so(builder: Builder) {
+    let pool = one_worker(builder.cancel_grace(Duration::from_millis(10)));
+    let meeting = Meeting::new();
+    let task = pool.submit(stubborn, meeting.place());
+    let guest = meeting.next().await;
+    task.cancel();
+    assert_matches!(task.await, Err(TaskError::Cancelled));
+    guest.gone().await;
+    a_worker(&pool).await;
+    pool.shutdown().await;
+}
