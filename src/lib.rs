@@ -1,4 +1,90 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Guide
+//!
+//! ## Tasks
+//!
+//! A task is a function and its arguments; see [`Arguments`] for the shapes that it may have. The
+//! function travels by name alone, so it captures nothing; the arguments and the result travel as
+//! bytes, so they are `Serialize + DeserializeOwned`.
+//!
+//! ```
+//! use procession::ProcessPool;
+//!
+//! async fn fetch(name: String, tries: u32) -> anyhow::Result<usize> {
+//!     anyhow::ensure!(tries > 0, "no try is left for {name}");
+//!     Ok(name.len())
+//! }
+//!
+//! fn halve(n: u32) -> Result<u32, String> {
+//!     if n % 2 == 0 { Ok(n / 2) } else { Err(format!("{n} is odd")) }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> anyhow::Result<()> {
+//! let pool = ProcessPool::new()?;
+//! // Two arguments in a tuple; an async function runs on a runtime in the worker.
+//! assert_eq!(pool.submit(fetch, ("abc".into(), 1)).await?, 3);
+//! // An `anyhow` error becomes the task's error.
+//! let error = pool.submit(fetch, ("abc".into(), 0)).await.unwrap_err();
+//! assert_eq!(error.to_string(), "no try is left for abc");
+//! // A `Result` of its own is the task's value.
+//! assert_eq!(pool.submit(halve, 3).await?, Err("3 is odd".to_string()));
+//! # pool.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ## When things go wrong
+//!
+//! Whatever becomes of a task is the value of its handle. A panic is caught, and its worker goes on;
+//! a crash ends the worker, which is replaced, and concerns nobody but the task that ran.
+//!
+//! ```
+//! use procession::{ExitCause, ProcessPool, TaskError};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> anyhow::Result<()> {
+//! let pool = ProcessPool::new()?;
+//! match pool.submit(|| panic!("no way"), ()).await {
+//!     Err(TaskError::Panicked(panic)) => {
+//!         assert_eq!(panic.message(), "no way");
+//!         println!("at {}", panic.location());
+//!     }
+//!     _ => unreachable!(),
+//! }
+//! match pool.submit(|| std::process::abort(), ()).await {
+//!     Err(TaskError::WorkerDied(exit)) => {
+//!         assert_eq!(exit.cause(), ExitCause::Signalled);
+//!         println!("{exit}");
+//!     }
+//!     _ => unreachable!(),
+//! }
+//! # pool.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ## Cancellation and time
+//!
+//! Dropping a handle cancels its task, so that `select!` and `tokio::time::timeout` do what one
+//! expects. A task that has not begun never will. One that runs is told: an async task is dropped
+//! at its next await point; any other may ask [`worker::TaskContext::is_cancelled`]; what goes on
+//! for longer than [`Builder::cancel_grace`] is killed with its worker. A timeout
+//! ([`TaskBuilder::timeout`], [`Builder::task_timeout`]) counts from when the task begins.
+//!
+//! ## Once at most
+//!
+//! A task that has begun is never run again, whatever becomes of its worker, unless
+//! [`TaskBuilder::retries`] allows it. A task that was with a worker when that died but had not
+//! begun runs elsewhere.
+//!
+//! ## Workers
+//!
+//! They start on demand, in well under a millisecond, and retire when they are idle. See
+//! [`Builder`] for how many there are, what they start with ([`Builder::initializer`],
+//! [`Builder::preload`]), when they are recycled, and what they are allowed. [`worker`] has what a
+//! task can find out about itself.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("procession runs on Linux only, for now");

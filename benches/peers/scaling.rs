@@ -4,7 +4,7 @@ use super::bench::{Bench, cpus};
 use super::contest::{Contest, Figures, Metric, Outcome};
 use super::start::available_memory;
 use super::svg::Plot;
-use super::tasks::{WINDOW, rate, same};
+use super::tasks::{Load, Taking, WINDOW, rate, same};
 use anyhow::ensure;
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<()> {
 
 /// No-op tasks: beyond the number of CPUs it can at best stay as it is.
 fn measure_workers(bench: &Bench) -> anyhow::Result<()> {
-    let tasks = bench.pick(20_000, 200_000);
+    let load = Load { tasks: bench.pick(20_000, 200_000), window: WINDOW };
     let workers = [1, 2, 4, 16, 64];
     let title = format!("no-op tasks a second, 4,096 in flight, {} CPUs, by number of workers", cpus());
     let mut contest = Contest::series([Metric::more(title, "1/s")]);
@@ -27,7 +27,7 @@ fn measure_workers(bench: &Bench) -> anyhow::Result<()> {
         let pool = bench.pool(workers)?;
         contest.enter(workers.to_string(), move || {
             let pool = pool.clone();
-            bench.run(rate(tasks, WINDOW, move |n| pool.submit(same::<u64>, n)))
+            bench.run(rate(load, Taking::AsReady, move |n| pool.submit(same::<u64>, n)))
         });
     }
     let outcome = run(bench, contest)?;
@@ -45,11 +45,12 @@ fn measure_queue(bench: &Bench) -> anyhow::Result<()> {
         contest.enter(length.to_string(), move || {
             let pool = pool.clone();
             bench.run(async move {
+                let load = Load { tasks: length as u64, window: length };
                 let times = (1_000 / length).max(1);
                 let mut micros = 0.0;
                 for _ in 0..times {
                     let pool = pool.clone();
-                    let rates = rate(length as u64, length, move |n| pool.submit(same::<u64>, n)).await?;
+                    let rates = rate(load, Taking::InOrder, move |n| pool.submit(same::<u64>, n)).await?;
                     micros += rates.iter().map(|rate| 1e6 / rate).sum::<f64>();
                 }
                 Ok(vec![micros / times as f64])

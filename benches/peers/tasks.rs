@@ -25,23 +25,48 @@ pub(crate) fn pid(_: u64) -> u32 {
     std::process::id()
 }
 
-/// Keeps up to `window` futures in flight until `tasks` have passed; tasks a second.
-///
-/// `start(n)` must yield `n`.
+/// So many tasks, of which so many are in flight at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) tasks: u64,
+    pub(crate) window: usize,
+}
+
+/// Which result is taken next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taking {
+    /// Whichever is ready, by `FuturesUnordered`: each result wakes the one who takes them.
+    AsReady,
+    /// The oldest task's: who waits for it is not woken by the others.
+    InOrder,
+}
+
+/// Tasks a second under a load; `start(n)` must yield `n`.
 pub(crate) async fn rate<F, E>(
-    tasks: u64,
-    window: usize,
-    mut start: impl FnMut(u64) -> F,
+    load: Load,
+    taking: Taking,
+    start: impl FnMut(u64) -> F,
 ) -> anyhow::Result<Figures>
 where
     F: Future<Output = Result<u64, E>>,
     anyhow::Error: From<E>,
 {
     let begin = Instant::now();
+    let sum = match taking {
+        Taking::AsReady => sum_as_ready(load, start).await?,
+        Taking::InOrder => sum_in_order(load, start).await?,
+    };
+    per_second(load, begin, sum)
+}
+
+async fn sum_as_ready<F, E>(load: Load, mut start: impl FnMut(u64) -> F) -> Result<u64, E>
+where
+    F: Future<Output = Result<u64, E>>,
+{
     let mut flying = FuturesUnordered::new();
     let mut sum = 0;
-    for n in 0..tasks {
-        if flying.len() == window
+    for n in 0..load.tasks {
+        if flying.len() == load.window
             && let Some(done) = flying.next().await
         {
             sum += done?;
@@ -51,25 +76,39 @@ where
     while let Some(done) = flying.next().await {
         sum += done?;
     }
-    let seconds = begin.elapsed().as_secs_f64();
-    ensure!(sum == (0..tasks).sum(), "results are missing or wrong");
-    Ok(vec![tasks as f64 / seconds])
+    Ok(sum)
 }
 
-/// The same for what blocks: the oldest of the window is waited for.
-pub(crate) fn blocking_rate<W>(
-    tasks: u64,
-    window: usize,
-    mut start: impl FnMut(u64) -> W,
-) -> anyhow::Result<Figures>
+async fn sum_in_order<F, E>(load: Load, mut start: impl FnMut(u64) -> F) -> Result<u64, E>
+where
+    F: Future<Output = Result<u64, E>>,
+{
+    let mut flying: VecDeque<F> = VecDeque::new();
+    let mut sum = 0;
+    for n in 0..load.tasks {
+        if flying.len() == load.window
+            && let Some(oldest) = flying.pop_front()
+        {
+            sum += oldest.await?;
+        }
+        flying.push_back(start(n));
+    }
+    for oldest in flying {
+        sum += oldest.await?;
+    }
+    Ok(sum)
+}
+
+/// The same for what blocks, in order.
+pub(crate) fn blocking_rate<W>(load: Load, mut start: impl FnMut(u64) -> W) -> anyhow::Result<Figures>
 where
     W: FnOnce() -> anyhow::Result<u64>,
 {
     let begin = Instant::now();
     let mut flying: VecDeque<W> = VecDeque::new();
     let mut sum = 0;
-    for n in 0..tasks {
-        if flying.len() == window
+    for n in 0..load.tasks {
+        if flying.len() == load.window
             && let Some(wait) = flying.pop_front()
         {
             sum += wait()?;
@@ -79,9 +118,13 @@ where
     for wait in flying {
         sum += wait()?;
     }
+    per_second(load, begin, sum)
+}
+
+fn per_second(load: Load, begin: Instant, sum: u64) -> anyhow::Result<Figures> {
     let seconds = begin.elapsed().as_secs_f64();
-    ensure!(sum == (0..tasks).sum(), "results are missing or wrong");
-    Ok(vec![tasks as f64 / seconds])
+    ensure!(sum == (0..load.tasks).sum(), "results are missing or wrong");
+    Ok(vec![load.tasks as f64 / seconds])
 }
 
 /// One task after another; the median and the 99th percentile of their times, in microseconds.

@@ -36,7 +36,7 @@ use std::time::Duration;
 /// # When to prefer something else
 /// For code that you trust not to crash, hang or leak, threads are simpler and share memory:
 /// [`tokio::task::spawn_blocking`] for single calls, `rayon` for data-parallel work. To run other
-/// programs, [`tokio::process`] is made for it.
+/// programs, `tokio::process` is made for it.
 #[derive(Clone)]
 pub struct ProcessPool(Arc<Last>);
 
