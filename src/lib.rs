@@ -89,6 +89,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("procession runs on Linux only, for now");
 
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod pool;
 mod process;
 mod sys;

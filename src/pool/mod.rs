@@ -16,6 +16,8 @@ mod submit;
 pub use builder::{Builder, StartMethod};
 pub use handle::{Canceller, TaskHandle, TaskStatus};
 pub use map::Map;
+#[cfg(feature = "internals")]
+pub(crate) use scheduler::cycle as scheduler_cycle;
 pub use stats::{PoolStats, WorkerInfo, WorkerState};
 pub use submit::{Permit, TaskBuilder};
 

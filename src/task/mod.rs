@@ -8,6 +8,8 @@ mod fault;
 mod function;
 mod shape;
 
+#[cfg(feature = "internals")]
+pub(crate) use codec::to_body;
 pub(crate) use codec::{Sink, decode, from_body};
 pub use error::{CodecError, CodecStage, Panic, PanicLocation, PoolError, RemoteError, TaskError};
 pub(crate) use exit::ExitReport;
