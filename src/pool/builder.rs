@@ -19,6 +19,9 @@ const MAX_DEPTH: u32 = 4;
 /// The most bytes of a message: its length travels in 32 bits, with some room for its head.
 const MAX_MESSAGE: u64 = u32::MAX as u64 - (64 << 20);
 
+/// How long a worker looks out for its next task by default, where it does.
+const LOOK_OUT: Duration = Duration::from_micros(50);
+
 /// How workers are started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -66,6 +69,7 @@ pub struct Builder {
     queue_capacity: Option<usize>,
     task_timeout: Option<Duration>,
     cancel_grace: Duration,
+    look_out: Option<Duration>,
     max_message_size: u64,
     start: Start,
     runtime: Option<Handle>,
@@ -90,6 +94,7 @@ impl Default for Builder {
             queue_capacity: None,
             task_timeout: None,
             cancel_grace: Duration::from_millis(250),
+            look_out: None,
             max_message_size: 256 << 20,
             start: Start::default(),
             runtime: None,
@@ -216,6 +221,17 @@ impl Builder {
         self
     }
 
+    /// For how long a worker that has finished a task looks out for the next one before it sleeps.
+    ///
+    /// Waking a worker that sleeps costs some microseconds, and up to a hundred where its processor
+    /// has gone to sleep too; looking out costs a processor's time. A worker only does so while
+    /// tasks come that fast. By default it is 50 us if there are more processors than
+    /// [`workers`](Builder::workers), and zero, which is never, otherwise.
+    pub fn look_out(mut self, time: Duration) -> Builder {
+        self.look_out = Some(time);
+        self
+    }
+
     /// The most bytes that arguments or a result may have, encoded; 256 MiB by default, 4 GiB less
     /// 64 MiB at most. What is larger gives [`TaskError::TooLarge`].
     pub fn max_message_size(mut self, bytes: u64) -> Builder {
@@ -307,6 +323,7 @@ impl Builder {
             task_timeout: self.task_timeout,
             memory_limit: self.worker_memory_limit,
             max_rss: self.max_worker_rss,
+            look_out: self.look_out.unwrap_or_else(|| default_look_out(self.workers)),
             initializer: self.initializer.transpose()?,
             start_timeout: self.start_timeout,
         };
@@ -359,6 +376,11 @@ where
         .into_body(MAX_MESSAGE)
         .map_err(|fault| PoolError::InvalidSetting { reason: TaskError::from(fault).to_string() })?;
     Ok((shim, arguments))
+}
+
+fn default_look_out(workers: usize) -> Duration {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    if processors > workers { LOOK_OUT } else { Duration::ZERO }
 }
 
 /// Makes sure that the runtime has the drivers that the pool's tasks need.

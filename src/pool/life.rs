@@ -2,11 +2,12 @@
 
 use super::outlet::Outlet;
 use super::scheduler::{Violation, WorkerKey};
-use super::shared::Shared;
+use super::shared::{Shared, nanos};
 use super::state::ReadyLink;
 use crate::process::{Follower, Killer, Process, Tail};
 use crate::sys::child::{Ended, exit_code, exit_signal};
 use crate::sys::fault::STACK_OVERFLOW;
+use crate::sys::monotonic_now;
 use crate::task::{ExitCause, ExitReport, PoolError, WorkerExit};
 use crate::wire::{Batch, Incoming, PROTOCOL, Page, Reply, Request, Setup, build_identity};
 use futures::future::{BoxFuture, FutureExt};
@@ -61,6 +62,7 @@ struct Life {
     results: pipe::Receiver,
     incoming: Incoming,
     batch: Batch,
+    look_out: LookOut,
     page: Option<Arc<Page>>,
     killer: Killer,
     stdout: (Tail, Follower),
@@ -87,10 +89,11 @@ impl Life {
         Life {
             pid: process.pid,
             started: Instant::now(),
-            outlet: Arc::new(Outlet::new(process.requests)),
+            outlet: Arc::new(Outlet::new(process.requests, page.clone())),
             results: process.results,
             incoming: Incoming::new(page.clone(), shared.settings.max_message, READ_SIZE),
             batch: Batch::default(),
+            look_out: LookOut { limit: nanos(shared.settings.look_out), ..LookOut::default() },
             page,
             killer: process.killer,
             stdout,
@@ -131,6 +134,7 @@ impl Life {
             max_message: settings.max_message,
             memory_limit: settings.memory_limit,
             rss_mark: settings.max_rss,
+            look_out: nanos(settings.look_out),
             initializer,
         });
         self.outlet.push(&setup, arguments.unwrap_or_default());
@@ -184,14 +188,14 @@ impl Life {
                     self.killer.kill();
                     return Some(violation);
                 }
-                // There may be more already; others have their turn, and then there is.
-                Ok(true) => tokio::select! {
+                // There may be more already, or soon; others have their turn, and then there is.
+                Ok(any) if self.look_out.goes_on(any) => tokio::select! {
                     biased;
                     () = &mut pump => {}
                     end = &mut self.ended => return self.hear_the_rest(end, shared, worker),
                     () = tokio::task::yield_now() => {}
                 },
-                Ok(false) if self.incoming.may_sleep() => {
+                Ok(_) if self.incoming.may_sleep() => {
                     tokio::select! {
                         biased;
                         read = self.results.read_buf(self.incoming.buffer(READ_SIZE)) => {
@@ -206,7 +210,7 @@ impl Life {
                     }
                     self.incoming.wake();
                 }
-                Ok(false) => {}
+                Ok(_) => {}
             }
         }
     }
@@ -272,6 +276,32 @@ impl Life {
             stdout_tail: self.stdout.0.text(),
             max_rss: end.map_or(0, |end| end.max_rss),
         }
+    }
+}
+
+/// Looking out for the next reply for a while, which is cheaper than to sleep and be woken when
+/// that comes soon.
+#[derive(Default)]
+struct LookOut {
+    /// For how long, in nanoseconds; 0 for not at all.
+    limit: u64,
+    /// Since when there has been nothing.
+    quiet_since: Option<u64>,
+    /// The last reply came within the limit, so the next one may.
+    is_worth_it: bool,
+}
+
+impl LookOut {
+    /// Whether to look again rather than sleep, after a look that found any or none.
+    fn goes_on(&mut self, any: bool) -> bool {
+        if any {
+            if let Some(since) = self.quiet_since.take() {
+                self.is_worth_it = self.limit > 0 && monotonic_now() - since <= self.limit;
+            }
+            return true;
+        }
+        let since = *self.quiet_since.get_or_insert_with(monotonic_now);
+        self.is_worth_it && monotonic_now() - since <= self.limit
     }
 }
 

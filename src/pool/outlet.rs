@@ -1,10 +1,10 @@
 //! The stream of requests to one worker, which any thread may write to.
 
-use crate::wire::{Request, write_frame};
+use crate::wire::{Page, Request, write_frame};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
@@ -28,6 +28,8 @@ pub(super) struct Outlet {
 struct Queue {
     /// `None` once closed.
     pipe: Option<pipe::Sender>,
+    /// Where a worker that looks out for its next task sees that there is one.
+    page: Option<Arc<Page>>,
     pieces: VecDeque<Bytes>,
     /// How much of the first piece is written.
     written: usize,
@@ -40,10 +42,11 @@ struct Queue {
 }
 
 impl Outlet {
-    pub(super) fn new(pipe: pipe::Sender) -> Outlet {
+    pub(super) fn new(pipe: pipe::Sender, page: Option<Arc<Page>>) -> Outlet {
         Outlet {
             queue: Mutex::new(Queue {
                 pipe: Some(pipe),
+                page,
                 pieces: VecDeque::new(),
                 written: 0,
                 tail: Vec::new(),
@@ -138,6 +141,9 @@ impl Queue {
     /// Writes until nothing is left or the pipe is full; true if it is.
     fn write_all(&mut self) -> bool {
         let Some(pipe) = self.pipe.as_ref().filter(|_| self.held == 0) else { return false };
+        if let Some(page) = &self.page {
+            page.post();
+        }
         // Mostly there is just the tail, whose memory is then kept.
         if self.pieces.is_empty() && !self.tail.is_empty() {
             match pipe.try_write(&self.tail) {

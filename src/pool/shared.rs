@@ -31,6 +31,8 @@ pub(super) struct Settings {
     pub(super) task_timeout: Option<Duration>,
     pub(super) memory_limit: Option<u64>,
     pub(super) max_rss: Option<u64>,
+    /// How long a worker looks out for its next task before it sleeps.
+    pub(super) look_out: Duration,
     /// The shim of the initializer, and its arguments.
     pub(super) initializer: Option<(u64, Bytes)>,
     pub(super) start_timeout: Duration,

@@ -30,6 +30,8 @@ pub(crate) struct Setup {
     pub(crate) memory_limit: Option<u64>,
     /// Report resident memory above this many bytes.
     pub(crate) rss_mark: Option<u64>,
+    /// How long to look out for the next task before sleeping, in nanoseconds.
+    pub(crate) look_out: u64,
     /// The offset of the initializer's shim.
     pub(crate) initializer: Option<u64>,
 }

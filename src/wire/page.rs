@@ -34,6 +34,7 @@ const TAIL: usize = 8;
 const HEAD: usize = 16;
 const ASLEEP: usize = 24;
 const GIVEN_BACK: usize = 32;
+const POSTED: usize = 40;
 
 const SLOTS_AT: usize = 64;
 const RING_AT: usize = SLOTS_AT + 2 * SLOTS as usize;
@@ -115,6 +116,13 @@ impl Page {
         self.slot(seq).began_at(seq)
     }
 
+    /// The pool is about to write to the request pipe.
+    pub(crate) fn post(&self) {
+        // Written under the lock of the outlet alone, so nothing is lost between the two.
+        let posted = &self.0.words()[POSTED];
+        posted.store(posted.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    }
+
     /// Room for large arguments.
     pub(crate) fn room_for_requests() -> Room {
         Room::new(ARENA)
@@ -164,6 +172,11 @@ impl Page {
     /// The worker begins the next item of a chunk, and the task's time anew.
     pub(crate) fn begin_item(&self, seq: u64, now: u64) {
         self.slot(seq).begin_item(now);
+    }
+
+    /// Changes with every write to the request pipe.
+    pub(crate) fn posted(&self) -> u64 {
+        self.0.words()[POSTED].load(Ordering::Acquire)
     }
 
     /// Copies out arguments.

@@ -122,6 +122,7 @@ impl Bench {
         }
         self.max_message = setup.max_message;
         self.rss_mark = setup.rss_mark;
+        self.inbox.look_out(self.page, setup.look_out);
         if let Some(limit) = setup.memory_limit {
             limit_memory(limit).map_err(|error| setup_fault(&format!("failed to limit memory: {error}")))?;
         }

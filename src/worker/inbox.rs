@@ -7,7 +7,8 @@
 
 use super::context::TaskContext;
 use crate::sys::child::exit_now;
-use crate::wire::{Frame, FrameCodec, FrameError, Request};
+use crate::sys::monotonic_now;
+use crate::wire::{Frame, FrameCodec, FrameError, Page, Request};
 use bytes::BytesMut;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
@@ -28,6 +29,9 @@ const WATCH_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// How many times in a row the watchdog finds no task before it waits to be woken.
 const IDLE_ROUNDS: u32 = 3;
+
+/// How many times a processor idles between two looks at the clock.
+const LOOKS: u32 = 8;
 
 /// How much is read at once.
 const READ_SIZE: usize = 64 * 1024;
@@ -50,6 +54,7 @@ struct Stream {
     bytes: BytesMut,
     /// Frames that have arrived but were not asked for yet.
     frames: VecDeque<Frame<Request>>,
+    look_out: LookOut,
     /// Where reads go first.
     scratch: Box<[u8]>,
     ended: bool,
@@ -64,6 +69,7 @@ impl Inbox {
                 codec: FrameCodec::new(u32::MAX.into()),
                 bytes: BytesMut::new(),
                 frames: VecDeque::new(),
+                look_out: LookOut::default(),
                 scratch: vec![0; READ_SIZE].into(),
                 ended: false,
             }),
@@ -83,8 +89,16 @@ impl Inbox {
             if stream.ended {
                 return Ok(None);
             }
+            stream.look_out.wait();
             stream.read(&self.file)?;
+            stream.look_out.learn();
         }
+    }
+
+    /// From now on, looks out for requests that long before it sleeps.
+    pub(super) fn look_out(&self, page: Option<&'static Page>, limit: u64) {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        stream.look_out = LookOut { page, limit, ..LookOut::default() };
     }
 
     /// A task begins.
@@ -151,6 +165,42 @@ impl Inbox {
 
     fn is_running(&self, task: u64) -> bool {
         self.running.load(Ordering::SeqCst) == task
+    }
+}
+
+/// Looking out for the next request for a while, which is cheaper than sleeping and being woken
+/// when that comes soon.
+#[derive(Default)]
+struct LookOut {
+    page: Option<&'static Page>,
+    /// For how long, in nanoseconds; 0 for not at all.
+    limit: u64,
+    /// What the page said last.
+    posted: u64,
+    waits_since: u64,
+    /// The last request came within the limit, so the next one may.
+    is_worth_it: bool,
+}
+
+impl LookOut {
+    fn wait(&mut self) {
+        let Some(page) = self.page.filter(|_| self.limit > 0) else { return };
+        self.waits_since = monotonic_now();
+        while self.is_worth_it && page.posted() == self.posted {
+            for _ in 0..LOOKS {
+                std::hint::spin_loop();
+            }
+            if monotonic_now() - self.waits_since > self.limit {
+                break;
+            }
+        }
+    }
+
+    fn learn(&mut self) {
+        if let Some(page) = self.page.filter(|_| self.limit > 0) {
+            self.posted = page.posted();
+            self.is_worth_it = monotonic_now() - self.waits_since <= self.limit;
+        }
     }
 }
 
