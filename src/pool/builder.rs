@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 
 /// How deep pools may be nested.
 const MAX_DEPTH: u32 = 4;
@@ -311,6 +312,8 @@ impl Builder {
         check_drivers(&runtime)?;
         let mut start = self.start;
         start.depth = depth + 1;
+        // Clones of a builder are to have nothing in common.
+        start.under_way = TaskTracker::default();
         start.preload = self.preload.transpose()?.map(|(shim, arguments)| Preload { shim, arguments });
         let launcher: Box<dyn Launch> = match self.start_method {
             StartMethod::ForkServer => Box::new(ForkServer::new(start)),

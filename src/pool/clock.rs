@@ -11,9 +11,13 @@ const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs until the pool has finished, then stops what is left beside the workers.
-pub(super) async fn run(shared: Arc<Shared>) {
+pub(super) fn run(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
+    // Not within the future: it may be dropped before it is ever polled.
     let guard = Guard(shared);
-    let shared = &guard.0;
+    async move { ring(&guard.0).await }
+}
+
+async fn ring(shared: &Arc<Shared>) {
     while !shared.finished.is_cancelled() {
         let wait = shared.tick().unwrap_or(FOR_EVER);
         tokio::select! {

@@ -210,7 +210,7 @@ impl Life {
                     }
                     self.incoming.wake();
                 }
-                Ok(_) => {}
+                Ok(_) => tokio::task::yield_now().await,
             }
         }
     }

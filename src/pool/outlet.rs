@@ -39,6 +39,7 @@ struct Queue {
     /// How many frames wait for their bodies to be copied to shared memory. Nothing is written
     /// meanwhile.
     held: u32,
+    total: u64,
 }
 
 impl Outlet {
@@ -52,6 +53,7 @@ impl Outlet {
                 tail: Vec::new(),
                 is_stuck: false,
                 held: 0,
+                total: 0,
             }),
             stuck: Notify::new(),
         }
@@ -59,26 +61,23 @@ impl Outlet {
 
     /// Queues a frame; true if so much has come together that it should be written.
     pub(super) fn push(&self, head: &Request, body: Bytes) -> bool {
+        self.lock().push(head, body)
+    }
+
+    /// Queues a frame whose body is elsewhere, or will be: nothing is written before
+    /// [`release`](Self::release).
+    pub(super) fn push_held(&self, head: &Request) -> bool {
         let mut queue = self.lock();
-        if queue.pipe.is_none() {
-            return false;
-        }
-        write_frame(head, body.len(), &mut queue.tail);
-        if body.len() <= COPY_LIMIT {
-            queue.tail.extend_from_slice(&body);
-        } else {
-            queue.seal_tail();
-            queue.pieces.push_back(body);
-        }
-        !queue.pieces.is_empty() || queue.tail.len() >= EAGER_FLUSH
+        queue.held += 1;
+        queue.push(head, Bytes::new())
     }
 
-    /// Writes nothing until the body of the last frame is where the frame says.
-    pub(super) fn hold(&self) {
-        self.lock().held += 1;
+    /// How many bytes were written, ever.
+    pub(super) fn total(&self) -> u64 {
+        self.lock().total
     }
 
-    /// A body is where its frame says.
+    /// The body of a frame that was held is where the frame says.
     pub(super) fn release(&self) {
         self.lock().held -= 1;
         self.flush();
@@ -132,6 +131,20 @@ impl Outlet {
 }
 
 impl Queue {
+    fn push(&mut self, head: &Request, body: Bytes) -> bool {
+        if self.pipe.is_none() {
+            return false;
+        }
+        write_frame(head, body.len(), &mut self.tail);
+        if body.len() <= COPY_LIMIT {
+            self.tail.extend_from_slice(&body);
+        } else {
+            self.seal_tail();
+            self.pieces.push_back(body);
+        }
+        !self.pieces.is_empty() || self.tail.len() >= EAGER_FLUSH
+    }
+
     fn seal_tail(&mut self) {
         if !self.tail.is_empty() {
             self.pieces.push_back(Bytes::from(std::mem::take(&mut self.tail)));
@@ -148,10 +161,12 @@ impl Queue {
         if self.pieces.is_empty() && !self.tail.is_empty() {
             match pipe.try_write(&self.tail) {
                 Ok(written) if written == self.tail.len() => {
+                    self.total += written as u64;
                     self.tail.clear();
                     return false;
                 }
                 Ok(written) => {
+                    self.total += written as u64;
                     self.seal_tail();
                     self.written = written;
                 }
@@ -177,6 +192,7 @@ impl Queue {
 
     fn advance(&mut self, written: usize) {
         self.written += written;
+        self.total += written as u64;
         while let Some(first) = self.pieces.front()
             && self.written >= first.len()
         {

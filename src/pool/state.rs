@@ -111,6 +111,14 @@ impl Ledger for Links {
         self.ready(worker).and_then(|link| link.page.as_ref()).is_some_and(|page| page.take_back(seq))
     }
 
+    fn is_finished(&self, worker: WorkerKey, seq: u64) -> bool {
+        self.ready(worker).and_then(|link| link.page.as_ref()).is_some_and(|page| page.is_finished(seq))
+    }
+
+    fn written(&self, worker: WorkerKey) -> u64 {
+        self.ready(worker).map_or(0, |link| link.outlet.total())
+    }
+
     fn began_at(&self, worker: WorkerKey, seq: u64) -> Option<Nanos> {
         let link = self.ready(worker)?;
         match &link.page {
@@ -266,9 +274,7 @@ impl State {
         let is_much = match link.find_room(seq, body.len()) {
             Some((page, at)) => {
                 run.place = Some(Place { at, bytes: body.len() as u64 });
-                let is_much = link.outlet.push(&Request::Run(run), Bytes::new());
-                // Not to be read before the arguments are there.
-                link.outlet.hold();
+                let is_much = link.outlet.push_held(&Request::Run(run));
                 chores.copy.push(Copy { page, at, body, outlet: link.outlet.clone() });
                 is_much
             }

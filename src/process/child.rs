@@ -95,11 +95,11 @@ impl Control {
     }
 
     /// Receives the order to start a worker; `None` when the program is gone or wants no more.
-    fn next_start(&self) -> io::Result<Option<(u64, Ends)>> {
+    fn next_start(&self) -> io::Result<Option<(u64, io::Result<Ends>)>> {
         match channel::receive(self.socket.as_fd())? {
             None => Ok(None),
             Some((Order::Start { id, stdout, stderr }, files)) => {
-                Ok(Some((id, Ends::new(files, stdout, stderr)?)))
+                Ok(Some((id, Ends::new(files, stdout, stderr))))
             }
             Some((Order::Configure { .. }, _)) => Err(io::Error::other("was configured twice")),
         }
@@ -110,7 +110,7 @@ impl Control {
             None => Ok(()),
             Some((_, ends)) => {
                 drop(self.socket);
-                work(ends.take_up(self.depth)?)
+                work(ends?.take_up(self.depth)?)
             }
         }
     }
@@ -141,7 +141,8 @@ struct Ends {
 impl Ends {
     fn new(files: Vec<OwnedFd>, stdout: bool, stderr: bool) -> io::Result<Ends> {
         let mut files = files.into_iter();
-        let mut next = || files.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
+        let mut next =
+            || files.next().ok_or_else(|| io::Error::other("there is no room for another descriptor"));
         Ok(Ends {
             requests: next()?,
             results: next()?,
@@ -192,7 +193,10 @@ impl Server {
                 let Some((id, ends)) = self.control.next_start()? else {
                     return Ok(());
                 };
-                self.start(id, ends, work)?;
+                match ends {
+                    Ok(ends) => self.start(id, ends, work)?,
+                    Err(error) => self.refuse(id, &error)?,
+                }
             }
         }
     }

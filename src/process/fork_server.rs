@@ -5,14 +5,18 @@ use super::control::Notice;
 use super::start::{ChildGuard, END_DEADLINE, HELLO_DEADLINE, Link, Start, hang_up, receive, start_error};
 use super::{Launch, Process};
 use crate::sys::child::{Ended, ProcessFd};
-use crate::sys::readiness::watch_process;
+use crate::sys::readiness::{Watched, watch_process};
 use crate::task::PoolError;
 use futures::future::{BoxFuture, FutureExt};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
+
+/// How long the fork server may take to say that a worker has ended. Then it is stuck.
+const NOTICE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Starts workers by forking a small process that is started for that once.
 ///
@@ -74,7 +78,7 @@ impl ForkServer {
             }
         };
         let process = Arc::new(process);
-        let ended = await_end(ended, process.clone()).boxed();
+        let ended = await_end(ended, process.clone(), server.clone()).boxed();
         Ok(link.into_process(pid, process, ended))
     }
 }
@@ -86,6 +90,7 @@ impl Launch for ForkServer {
 
     fn stop(&self) -> BoxFuture<'_, ()> {
         async {
+            self.start.finish().await;
             let Some(server) = self.server.lock().await.take() else {
                 return;
             };
@@ -154,8 +159,12 @@ impl Server {
         let Some(workers) = workers.as_mut() else { return };
         match notice {
             Notice::Forked { id, pid } => {
-                if let (Some(awaited), Some(process)) = (workers.get_mut(&id), files.into_iter().next()) {
-                    awaited.answer(Ok((pid, ProcessFd::from_fd(process))));
+                if let Some(awaited) = workers.get_mut(&id) {
+                    // Without it the worker cannot be supervised; it ends with its pipes.
+                    let process = files.into_iter().next().ok_or_else(|| PoolError::Start {
+                        reason: "the program has too many files open".into(),
+                    });
+                    awaited.answer(process.map(|process| (pid, ProcessFd::from_fd(process))));
                 }
             }
             Notice::NotForked { id, reason } => {
@@ -198,15 +207,40 @@ async fn listen(server: Arc<Server>, child: ChildGuard) {
 
 /// Waits for the end of a worker: as the fork server tells it or, should that be gone, as the
 /// worker's own descriptor shows it.
-async fn await_end(ended: oneshot::Receiver<Ended>, process: Arc<ProcessFd>) -> Option<Ended> {
-    if let Ok(ended) = ended.await {
-        return Some(ended);
+async fn await_end(
+    ended: oneshot::Receiver<Ended>,
+    process: Arc<ProcessFd>,
+    server: Arc<Server>,
+) -> Option<Ended> {
+    let mut ended = ended;
+    let watched = watch_process(process.clone()).ok();
+    tokio::select! {
+        biased;
+        told = &mut ended => {
+            if let Ok(told) = told {
+                return Some(told);
+            }
+            // It was tied to the life of the fork server; make sure.
+            process.kill();
+            if let Some(watched) = watched {
+                let _ = watched.readable().await;
+            }
+            None
+        }
+        // A fork server that is stopped, or worse, would never say so.
+        Some(_) = has_ended(watched.as_ref()) => match tokio::time::timeout(NOTICE_DEADLINE, ended).await {
+            Ok(told) => told.ok(),
+            Err(_) => {
+                server.process.kill();
+                None
+            }
+        },
     }
-    // It was tied to the life of the fork server; make sure.
-    process.kill();
-    let watched = watch_process(process).ok()?;
-    let _ = watched.readable().await;
-    None
+}
+
+async fn has_ended(watched: Option<&AsyncFd<Watched>>) -> Option<()> {
+    let _ready = watched?.readable().await.ok()?;
+    Some(())
 }
 
 fn server_died() -> PoolError {

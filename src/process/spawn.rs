@@ -33,7 +33,7 @@ impl Launch for Spawn {
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {
-        std::future::ready(()).boxed()
+        self.start.finish().boxed()
     }
 
     /// There is nothing but the workers, each of which is killed when its task is dropped.

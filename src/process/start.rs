@@ -23,10 +23,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
+use tokio_util::task::TaskTracker;
 
 /// How long a started process may take to say its first word. It does so before `main`, after
 /// no more than loading the program.
 pub(super) const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What is waited for a preload function.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// How long a process that was told to end may take before it is killed.
 pub(super) const END_DEADLINE: Duration = Duration::from_secs(2);
@@ -43,6 +47,8 @@ pub(crate) struct Start {
     pub(crate) preload: Option<Preload>,
     /// How many pools there are around the new processes.
     pub(crate) depth: u32,
+    /// Starts that are under way on threads of their own.
+    pub(crate) under_way: TaskTracker,
 }
 
 /// A function to be run once in the fork server.
@@ -108,7 +114,7 @@ impl Start {
     pub(super) async fn run(self: &Arc<Self>, role: Role) -> Result<Started, PoolError> {
         let start = self.clone();
         // The calling thread is held up until the new process has executed the program.
-        let executed = tokio::task::spawn_blocking(move || start.exec(role)).await;
+        let executed = self.under_way.spawn_blocking(move || start.exec(role)).await;
         let (socket, mut child) =
             executed.map_err(|_| PoolError::ShutDown)?.map_err(|error| self.explain(&error))?;
         let socket = Arc::new(watch_socket(socket).map_err(start_error)?);
@@ -125,6 +131,12 @@ impl Start {
         }
         self.configure(role, &started).await?;
         Ok(started)
+    }
+
+    /// Waits until no start is under way any more, even one that was called off.
+    pub(super) async fn finish(&self) {
+        self.under_way.close();
+        self.under_way.wait().await;
     }
 
     fn explain(&self, error: &io::Error) -> PoolError {
@@ -153,10 +165,22 @@ impl Start {
             command.current_dir(directory);
         }
         // A process group of its own: Ctrl-C in a terminal is for the program to act on.
-        let child = command.env(MARKER, role.as_str()).process_group(0).stdin(Stdio::from(theirs)).spawn()?;
-        let pid = Pid::from_raw(child.id() as i32).ok_or(io::ErrorKind::Other)?;
-        let process = Arc::new(ProcessFd::open(pid)?);
-        Ok((ours, ChildGuard { pid, process, socket: None, reaped: false }))
+        let mut child =
+            command.env(MARKER, role.as_str()).process_group(0).stdin(Stdio::from(theirs)).spawn()?;
+        match Pid::from_raw(child.id() as i32).map(|pid| (pid, ProcessFd::open(pid))) {
+            Some((pid, Ok(process))) => {
+                let process = Arc::new(process);
+                Ok((ours, ChildGuard { pid, process, socket: None, reaped: false }))
+            }
+            unknown => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(unknown.map_or(io::ErrorKind::Other.into(), |(_, process)| match process {
+                    Err(error) => error,
+                    Ok(_) => io::ErrorKind::Other.into(),
+                }))
+            }
+        }
     }
 
     async fn greet(&self, role: Role, started: &Started) -> Result<(), PoolError> {
@@ -184,10 +208,13 @@ impl Start {
             depth: self.depth,
             preload: self.preload.as_ref().filter(|_| arguments.is_some()).map(|preload| preload.shim),
         };
+        let order_has_preload = arguments.is_some();
         let fds: Vec<_> = arguments.iter().map(AsFd::as_fd).collect();
         send(&started.socket, &order, &fds).await.map_err(start_error)?;
         // Preloading takes what it takes; shutting the pool down ends it.
-        match receive(&started.socket).await {
+        let limit = if order_has_preload { FOR_EVER } else { HELLO_DEADLINE };
+        let configured = tokio::time::timeout(limit, receive(&started.socket)).await;
+        match configured.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(Some((Notice::Configured { refused: None }, _))) => Ok(()),
             Ok(Some((Notice::Configured { refused: Some(refusal) }, _))) => Err(match refusal {
                 Refusal::OtherBuild => PoolError::BuildMismatch,

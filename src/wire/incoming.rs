@@ -175,6 +175,8 @@ impl Incoming {
     /// [`wake`](Self::wake).
     pub(crate) fn may_sleep(&self) -> bool {
         match &self.page {
+            // The frame that is awaited comes through the pipe, whatever else is in the ring.
+            Some(_) if self.expects_frame => true,
             Some(page) => page.sleep(self.head),
             None => true,
         }

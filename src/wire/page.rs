@@ -123,6 +123,11 @@ impl Page {
         posted.store(posted.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     }
 
+    /// Whether the worker says that this task is done.
+    pub(crate) fn is_finished(&self, seq: u64) -> bool {
+        self.slot(seq).is_finished(seq)
+    }
+
     /// Room for large arguments.
     pub(crate) fn room_for_requests() -> Room {
         Room::new(ARENA)
@@ -167,6 +172,11 @@ impl Page {
     /// The worker wants to begin this task: false if it was taken back.
     pub(crate) fn begin(&self, seq: u64, now: u64) -> bool {
         self.slot(seq).begin(seq, now)
+    }
+
+    /// The worker is done with this task, and about to answer.
+    pub(crate) fn finish(&self, seq: u64) {
+        self.slot(seq).finish(seq);
     }
 
     /// The worker begins the next item of a chunk, and the task's time anew.

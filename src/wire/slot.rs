@@ -1,10 +1,11 @@
 //! Who has a task: the worker, to begin it, or the pool, to take it back.
 //!
-//! A slot is two words. The first holds the number of the task and one of three states: the pool
+//! A slot is two words. The first holds the number of the task and one of four states: the pool
 //! writes *offered* before it sends the task; then both sides try to replace that very word by
 //! compare-and-swap, the worker with *begun* and the pool with *taken back*, and one of them
 //! succeeds. A word with another number means that the slot has gone to a later task, and fails
-//! both. The second word says when the task began.
+//! both. The second word says when the task began. When it is done, and its answer on the way, the
+//! worker writes *finished*.
 
 use super::word::Word;
 use std::sync::atomic::Ordering;
@@ -12,6 +13,7 @@ use std::sync::atomic::Ordering;
 const OFFERED: u64 = 0;
 const BEGUN: u64 = 1;
 const TAKEN_BACK: u64 = 2;
+const FINISHED: u64 = 3;
 
 /// One slot.
 pub(super) struct Slot<'a, W> {
@@ -38,8 +40,17 @@ impl<W: Word> Slot<'_, W> {
         self.started.store(now, Ordering::Relaxed);
     }
 
+    pub(super) fn finish(&self, seq: u64) {
+        self.state.store(word(seq, FINISHED), Ordering::Release);
+    }
+
+    pub(super) fn is_finished(&self, seq: u64) -> bool {
+        self.state.load(Ordering::Acquire) == word(seq, FINISHED)
+    }
+
     pub(super) fn began_at(&self, seq: u64) -> Option<u64> {
-        let begun = self.state.load(Ordering::Acquire) == word(seq, BEGUN);
+        let state = self.state.load(Ordering::Acquire);
+        let begun = state == word(seq, BEGUN) || state == word(seq, FINISHED);
         begun.then(|| self.started.load(Ordering::Relaxed))
     }
 }

@@ -149,6 +149,9 @@ impl Bench {
             .zip(self.page)
             .map_or(body, |(place, page)| page.read_request(place).unwrap_or_default().into());
         let outcome = self.call(shim, body);
+        if let Some(page) = self.page {
+            page.finish(seq);
+        }
         RUNNING.set(0);
         self.inbox.end();
         TaskContext::leave();

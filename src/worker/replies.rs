@@ -123,7 +123,12 @@ impl Stream {
 
 /// Writes a head and a long body without copying the body.
 fn write_both(file: &mut File, head: &[u8], body: &[u8]) -> std::io::Result<()> {
-    let written = file.write_vectored(&[IoSlice::new(head), IoSlice::new(body)])?;
+    let written = loop {
+        match file.write_vectored(&[IoSlice::new(head), IoSlice::new(body)]) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            written => break written?,
+        }
+    };
     match head.get(written..) {
         Some(rest) => {
             file.write_all(rest)?;

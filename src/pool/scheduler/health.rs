@@ -19,14 +19,23 @@ const MAX_BACKOFF: Nanos = 30_000_000_000;
 #[derive(Debug, Default)]
 pub(super) struct Health {
     failures: u32,
+    last_failure: Nanos,
     /// No worker is started before this time.
     next_start: Nanos,
     cause: Option<PoolError>,
 }
 
 impl Health {
-    /// A worker did not get ready, or died with nothing to do.
-    pub(super) fn failed(&mut self, cause: PoolError, now: Nanos) {
+    /// A worker, whose start had begun at the given time, did not get ready, or died with nothing
+    /// to do.
+    ///
+    /// Workers that were there at the last failure already do not count: what ends several at
+    /// once is one failure.
+    pub(super) fn failed(&mut self, cause: PoolError, started: Nanos, now: Nanos) {
+        if self.failures > 0 && started <= self.last_failure {
+            return;
+        }
+        self.last_failure = now;
         self.failures += 1;
         let wait = match self.failures.checked_sub(MAX_FAILURES) {
             None => FIRST_BACKOFF << (self.failures - 1),
@@ -63,14 +72,16 @@ mod tests {
     #[test]
     fn it_breaks_after_three_failures_and_mends_with_time_or_with_a_success() {
         let mut health = Health::default();
-        for at in 0..3 {
+        for at in 1..4 {
             assert!(health.broken(at).is_none());
-            health.failed(PoolError::BuildMismatch, at);
+            health.failed(PoolError::BuildMismatch, at, at);
+            // Another one that had begun before that.
+            health.failed(PoolError::BuildMismatch, at, at);
         }
-        assert!(health.broken(4).is_some());
+        assert!(health.broken(5).is_some());
         let later = health.next_start();
         assert!(health.broken(later).is_none());
-        health.failed(PoolError::BuildMismatch, later);
+        health.failed(PoolError::BuildMismatch, later, later);
         assert!(health.broken(later).is_some());
         health.worked();
         assert!(health.broken(later).is_none());

@@ -31,6 +31,9 @@ pub(super) use terms::{
 /// How long a worker that was told to end may take.
 const CLOSE_LIMIT: Nanos = 2_000_000_000;
 
+/// How long a worker that was killed may take to be dead, before its task is given up.
+const DEATH_LIMIT: Nanos = 1_000_000_000;
+
 /// How long a worker that says that it is dying may take.
 const DYING_LIMIT: Nanos = 10_000_000_000;
 
@@ -215,7 +218,7 @@ impl<T> Scheduler<T> {
                 self.set_fate(worker, seq, fate);
                 if !taken_back {
                     self.actions.push(Action::Cancel { worker, seq });
-                    self.kill_at(worker, now.saturating_add(self.config.cancel_grace));
+                    self.kill_at(worker, now.saturating_add(self.config.cancel_grace), seq);
                     self.take_back_behind(worker, seq, ledger);
                 }
             }
@@ -249,9 +252,9 @@ impl<T> Scheduler<T> {
         now: Nanos,
         ledger: &dyn Ledger,
     ) {
-        self.remove(worker);
+        let slot = self.remove(worker);
         if self.stage != Stage::Stopping {
-            self.health.failed(cause, now);
+            self.health.failed(cause, slot.started, now);
         }
         if self.phases.ready == 0
             && let Some(cause) = self.health.broken(now).cloned()
@@ -308,7 +311,7 @@ impl<T> Scheduler<T> {
         slot.measure(now);
         match slot.phase {
             Phase::Dying => self.take_back_all(worker, ledger),
-            Phase::Ready if slot.is_over_rss => self.recycle_in_turn(worker),
+            Phase::Ready if slot.is_over_rss => self.recycle_in_turn(worker, now),
             _ => {}
         }
         self.rest_or_retire(worker, now);
@@ -325,7 +328,7 @@ impl<T> Scheduler<T> {
         let slot = self.remove(worker);
         self.in_flight -= slot.sent.len();
         let mut had_begun = false;
-        for sent in slot.sent {
+        for sent in &slot.sent {
             match sent.fate {
                 Fate::TakenBack => {}
                 Fate::Abandoned => had_begun = true,
@@ -343,7 +346,7 @@ impl<T> Scheduler<T> {
                 // Nobody is to blame but the worker itself: do not start them over and over.
                 self.counts.workers_died += 1;
                 let reason = "a worker died while it had nothing to do".into();
-                self.health.failed(PoolError::NotReady { reason }, now);
+                self.health.failed(PoolError::NotReady { reason }, slot.started, now);
             }
         }
         self.settle(now, ledger);
@@ -484,6 +487,12 @@ pub(crate) fn cycle(tasks: u64) -> u64 {
         fn offer(&self, _: WorkerKey, _: u64) {}
         fn take_back(&self, _: WorkerKey, _: u64) -> bool {
             false
+        }
+        fn is_finished(&self, _: WorkerKey, _: u64) -> bool {
+            false
+        }
+        fn written(&self, _: WorkerKey) -> u64 {
+            0
         }
         fn began_at(&self, _: WorkerKey, _: u64) -> Option<Nanos> {
             None

@@ -82,8 +82,17 @@ pub(super) struct Slot {
     pub(super) tasks_left: u64,
     /// It has more memory than it should, and is to be recycled when its turn comes.
     pub(super) is_over_rss: bool,
-    /// When to kill it, whatever it does.
+    /// When to kill it, unless it has answered the task with this number.
     pub(super) kill_at: Nanos,
+    pub(super) kill_unless: u64,
+    /// When to resolve the task that has run out of time although the worker is not dead yet.
+    pub(super) give_up_at: Nanos,
+    /// When its start began.
+    pub(super) started: Nanos,
+    /// How much it had been sent when it was last looked at.
+    pub(super) written: u64,
+    /// When that was last seen to have changed.
+    pub(super) silent_since: Nanos,
     /// When to look next whether its first task has stalled.
     pub(super) stall_at: Nanos,
     /// When to look next whether its first task has run out of time.
@@ -92,12 +101,12 @@ pub(super) struct Slot {
     pub(super) alarm: Nanos,
     /// It is in the list of idle workers.
     pub(super) is_listed: bool,
-    /// Its start has been called off.
-    pub(super) is_unwanted: bool,
+    /// It has been killed, or its start called off.
+    pub(super) is_killed: bool,
 }
 
 impl Slot {
-    pub(super) fn new(tasks_left: u64) -> Slot {
+    pub(super) fn new(tasks_left: u64, started: Nanos) -> Slot {
         Slot {
             phase: Phase::Starting,
             has_page: false,
@@ -112,11 +121,16 @@ impl Slot {
             tasks_left,
             is_over_rss: false,
             kill_at: Nanos::MAX,
+            kill_unless: 0,
+            give_up_at: Nanos::MAX,
+            started,
+            written: 0,
+            silent_since: started,
             stall_at: Nanos::MAX,
             timeout_at: 0,
             alarm: Nanos::MAX,
             is_listed: false,
-            is_unwanted: false,
+            is_killed: false,
         }
     }
 
@@ -134,6 +148,8 @@ impl Slot {
             // Its last task is not sent ahead: it would get no more, should that be taken back.
             && self.tasks_left > 1
             && !self.sent.is_empty()
+            // Behind one that was cancelled it might have to wait for that to be killed.
+            && self.kill_at == Nanos::MAX
             && (self.sent.len() as u64) < self.depth()
             && self.sent_bytes < MAX_BYTES
     }
@@ -162,7 +178,9 @@ impl Slot {
     pub(super) fn pop(&mut self, now: Nanos) -> Option<Sent> {
         let head = self.sent.pop_front()?;
         self.sent_bytes -= u64::from(head.bytes);
-        self.kill_at = if self.phase == Phase::Dying { self.kill_at } else { Nanos::MAX };
+        if self.phase != Phase::Dying && head.seq >= self.kill_unless {
+            self.kill_at = Nanos::MAX;
+        }
         self.new_head(now);
         Some(head)
     }

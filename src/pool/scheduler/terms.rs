@@ -21,6 +21,10 @@ pub(in crate::pool) trait Ledger {
     fn offer(&self, worker: WorkerKey, seq: u64);
     /// Takes a task back, unless it has begun: true if it never will.
     fn take_back(&self, worker: WorkerKey, seq: u64) -> bool;
+    /// Whether a task is done, and its answer on the way.
+    fn is_finished(&self, worker: WorkerKey, seq: u64) -> bool;
+    /// How much the worker has been sent, ever: something that changes while it is.
+    fn written(&self, worker: WorkerKey) -> u64;
     /// When a task began, if it has.
     fn began_at(&self, worker: WorkerKey, seq: u64) -> Option<Nanos>;
 }

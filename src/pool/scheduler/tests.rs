@@ -29,6 +29,14 @@ impl Ledger for Pages {
         page.map(|page| *page = Page::TakenBack).is_some()
     }
 
+    fn is_finished(&self, _: WorkerKey, _: u64) -> bool {
+        false
+    }
+
+    fn written(&self, _: WorkerKey) -> u64 {
+        0
+    }
+
     fn began_at(&self, worker: WorkerKey, seq: u64) -> Option<Nanos> {
         match self.0.borrow().get(&(worker, seq)) {
             Some(Page::Begun(at)) => Some(*at),
@@ -436,8 +444,96 @@ fn a_timeout_counts_from_when_the_task_began() {
         world.scheduler.tick(world.now, &world.pages);
         world.act();
     }
+    // It is resolved when its worker is dead.
+    let worker = *world.workers.iter().find(|(_, worker)| worker.life == Life::Killed).unwrap().0;
+    world.bury(worker);
+    world.act();
     assert!(world.open.is_empty());
     assert_eq!(world.scheduler.counts(&world.pages).timed_out, 1);
+}
+
+#[test]
+fn a_task_that_cannot_be_killed_is_given_up() {
+    let mut world = world_of(1);
+    world.apply(&Event::Submit { priority: 1, timeout: Some(10), retries: 2 });
+    world.apply(&Event::Step(0));
+    for _ in 0..30 {
+        world.now += 100 * MILLISECOND;
+        world.scheduler.tick(world.now, &world.pages);
+        world.act();
+    }
+    assert!(world.open.is_empty());
+}
+
+/// A world with one worker that has begun a short task and, behind it, a long one, with the answer
+/// to the first on its way.
+fn world_with_an_answer_unread() -> (World, WorkerKey, TaskKey) {
+    let mut world = world_of(1);
+    for _ in 0..50 {
+        submit(&mut world);
+        world.apply(&Event::Step(0));
+        world.apply(&Event::Step(0));
+    }
+    submit(&mut world);
+    let long = submit(&mut world);
+    let worker = *world.workers.keys().next().unwrap();
+    for (seq, _) in &world.workers[&worker].inbox {
+        world.pages.0.borrow_mut().insert((worker, *seq), Page::Begun(world.now));
+    }
+    assert_eq!(world.workers[&worker].inbox.len(), 2);
+    (world, worker, long)
+}
+
+#[test]
+fn an_answer_that_was_on_its_way_does_not_call_off_the_end_of_a_cancelled_task() {
+    let (mut world, worker, long) = world_with_an_answer_unread();
+    world.scheduler.cancel(long, world.now, &world.pages);
+    world.act();
+    let (seq, _) = world.workers[&worker].inbox[0];
+    let answer = Answer { is_value: true, ..Answer::default() };
+    let id = world.scheduler.answered(worker, seq, answer, world.now).unwrap().unwrap();
+    world.open.remove(&id);
+    world.scheduler.answers_end(worker, world.now, &world.pages);
+    world.now += 6 * MILLISECOND;
+    world.scheduler.tick(world.now, &world.pages);
+    world.act();
+    assert_eq!(world.workers[&worker].life, Life::Killed);
+}
+
+#[test]
+fn nothing_is_sent_behind_a_cancelled_task() {
+    let (mut world, worker, long) = world_with_an_answer_unread();
+    world.scheduler.cancel(long, world.now, &world.pages);
+    world.act();
+    submit(&mut world);
+    assert_eq!(world.workers[&worker].inbox.len(), 2);
+}
+
+#[test]
+fn a_worker_that_says_that_it_is_dying_and_lives_on_is_killed() {
+    let mut world = world_of(1);
+    submit(&mut world);
+    let worker = *world.workers.keys().next().unwrap();
+    let answer = Answer { dying: true, ..Answer::default() };
+    let id = world.scheduler.answered(worker, 1, answer, world.now).unwrap().unwrap();
+    world.open.remove(&id);
+    world.scheduler.answers_end(worker, world.now, &world.pages);
+    world.now += DYING_LIMIT + MILLISECOND;
+    world.scheduler.tick(world.now, &world.pages);
+    world.act();
+    assert_eq!(world.workers[&worker].life, Life::Killed);
+}
+
+#[test]
+fn what_ends_several_workers_at_once_is_one_failure() {
+    let mut world = world_of(4);
+    let workers: Vec<_> = world.workers.keys().copied().collect();
+    for worker in workers {
+        world.bury(worker);
+        world.act();
+    }
+    world.apply(&Event::Submit { priority: 1, timeout: None, retries: 0 });
+    assert_eq!(world.open.len(), 1, "the pool is broken");
 }
 
 #[test]

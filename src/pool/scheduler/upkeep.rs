@@ -2,7 +2,7 @@
 
 use super::queue::Entry;
 use super::slot::{Fate, Phase, STALL, Slot, UNRESPONSIVE};
-use super::{Action, CLOSE_LIMIT, Ledger, Nanos, Place, Scheduler, Stage, Verdict, WorkerKey};
+use super::{Action, CLOSE_LIMIT, DEATH_LIMIT, Ledger, Nanos, Place, Scheduler, Stage, Verdict, WorkerKey};
 use crate::task::PoolError;
 
 /// Tasks.
@@ -23,7 +23,7 @@ impl<T> Scheduler<T> {
         let task = super::TaskKey { place: entry.key, id: entry.id };
         self.actions.push(Action::Send { worker, seq, task });
         if slot.tasks_left == 0 {
-            self.recycle(worker);
+            self.recycle(worker, now);
         }
         self.rearm(worker);
     }
@@ -166,44 +166,40 @@ impl<T> Scheduler<T> {
     fn close(&mut self, worker: WorkerKey, now: Nanos) {
         self.set_phase(worker, Phase::Closing);
         self.actions.push(Action::Close(worker));
-        self.kill_at(worker, now.saturating_add(CLOSE_LIMIT));
+        self.kill_at(worker, now.saturating_add(CLOSE_LIMIT), u64::MAX);
     }
 
     pub(super) fn kill(&mut self, worker: WorkerKey, unresponsive: bool) {
-        let is_known = match self.slots[worker].phase {
-            Phase::Dying => true,
-            // It stays one that is starting, until its start has failed.
-            Phase::Starting => std::mem::replace(&mut self.slots[worker].is_unwanted, true),
-            Phase::Ready | Phase::Retiring | Phase::Closing => {
-                self.set_phase(worker, Phase::Dying);
-                false
-            }
-        };
-        if !is_known {
+        // One that is starting stays so until its start has failed.
+        if !matches!(self.slots[worker].phase, Phase::Starting | Phase::Dying) {
+            self.set_phase(worker, Phase::Dying);
+        }
+        if !std::mem::replace(&mut self.slots[worker].is_killed, true) {
             self.actions.push(Action::Kill { worker, unresponsive });
         }
         self.slots[worker].kill_at = Nanos::MAX;
         self.rearm(worker);
     }
 
-    pub(super) fn kill_at(&mut self, worker: WorkerKey, at: Nanos) {
+    pub(super) fn kill_at(&mut self, worker: WorkerKey, at: Nanos, unless: u64) {
         self.slots[worker].kill_at = at;
+        self.slots[worker].kill_unless = unless;
         self.rearm(worker);
     }
 
     /// Sends a worker no more tasks, and starts its replacement before it ends.
-    pub(super) fn recycle(&mut self, worker: WorkerKey) {
+    pub(super) fn recycle(&mut self, worker: WorkerKey, now: Nanos) {
         self.set_phase(worker, Phase::Retiring);
         self.counts.workers_recycled += 1;
         if self.stage == Stage::Running && self.free_places() > 0 {
-            self.start();
+            self.start(now);
         }
     }
 
     /// The same, unless too many are being replaced already.
-    pub(super) fn recycle_in_turn(&mut self, worker: WorkerKey) {
+    pub(super) fn recycle_in_turn(&mut self, worker: WorkerKey, now: Nanos) {
         if self.phases.retiring < (self.config.max_workers / 4).max(1) {
-            self.recycle(worker);
+            self.recycle(worker, now);
         }
     }
 
@@ -221,7 +217,7 @@ impl<T> Scheduler<T> {
             return;
         }
         for _ in 0..wanted {
-            self.start();
+            self.start(now);
         }
     }
 
@@ -251,7 +247,7 @@ impl<T> Scheduler<T> {
         for_tasks.max(for_minimum).min(free)
     }
 
-    fn start(&mut self) {
+    fn start(&mut self, now: Nanos) {
         let limit = self.config.max_tasks_per_worker;
         // Workers of the first generation are recycled one after another, not all at once.
         let generation = self.starts / self.config.max_workers as u64;
@@ -261,7 +257,7 @@ impl<T> Scheduler<T> {
         };
         self.starts += 1;
         let tasks_left = if limit == u64::MAX { limit } else { (limit - stagger).max(1) };
-        let worker = self.slots.insert(Slot::new(tasks_left));
+        let worker = self.slots.insert(Slot::new(tasks_left, now));
         self.phases.starting += 1;
         self.actions.push(Action::Start(worker));
     }
@@ -314,6 +310,8 @@ impl<T> Scheduler<T> {
         if now >= slot.kill_at {
             self.kill(worker, false);
             self.take_back_all(worker, ledger);
+        } else if slot.phase == Phase::Dying {
+            self.give_up(worker, now);
         } else if slot.is_idle() {
             if self.phases.ready > self.config.min_workers {
                 self.close(worker, now);
@@ -341,17 +339,38 @@ impl<T> Scheduler<T> {
             return;
         };
         let due = began.saturating_add(task.timeout);
+        let limit = slot.head_since.saturating_add(task.timeout).saturating_add(UNRESPONSIVE);
         if now < due {
             slot.timeout_at = due;
             return;
         }
-        let (timeout, is_last) = (task.timeout, task.attempts > task.retries);
-        if is_last {
-            self.resolve(head.task, Verdict::TimedOut(timeout));
+        // Its answer is on the way, if not for ever.
+        if ledger.is_finished(worker, head.seq) && now < limit {
+            slot.timeout_at = now.saturating_add(STALL);
+            return;
         }
-        self.set_fate(worker, head.seq, if is_last { Fate::Abandoned } else { Fate::TimedOut });
+        // It is resolved when the worker is dead: what that had to say by then still counts.
+        self.set_fate(worker, head.seq, Fate::TimedOut);
+        self.slots[worker].give_up_at = now.saturating_add(DEATH_LIMIT);
         self.kill(worker, false);
         self.take_back_all(worker, ledger);
+    }
+
+    /// A worker that was killed for its time is not dead after so long: the kernel is stuck in it.
+    fn give_up(&mut self, worker: WorkerKey, now: Nanos) {
+        if now < self.slots[worker].give_up_at {
+            return;
+        }
+        self.slots[worker].give_up_at = Nanos::MAX;
+        for at in 0..self.slots[worker].sent.len() {
+            let sent = self.slots[worker].sent[at];
+            if sent.fate == Fate::TimedOut {
+                // Not to be tried again: it may still run.
+                let timeout = self.tasks[sent.task as usize].timeout;
+                self.resolve(sent.task, Verdict::TimedOut(timeout));
+                self.set_fate(worker, sent.seq, Fate::Abandoned);
+            }
+        }
     }
 
     /// Takes back what waits behind a task that turns out to be long, and gives up on a worker
@@ -362,15 +381,21 @@ impl<T> Scheduler<T> {
             return;
         }
         let Some(head) = slot.sent.front().copied() else { return };
+        // Time only counts from when it has been sent all there is.
+        let written = ledger.written(worker);
+        if written != slot.written {
+            slot.written = written;
+            slot.silent_since = now;
+        }
         let waited = now.saturating_sub(slot.head_since);
         slot.take_at_least(waited);
         if ledger.began_at(worker, head.seq).is_some() || !slot.has_page {
             slot.stall_at = Nanos::MAX;
             return self.take_back_behind(worker, head.seq, ledger);
         }
-        slot.stall_at =
-            now.saturating_add(waited.max(STALL)).min(slot.head_since.saturating_add(UNRESPONSIVE));
-        if waited >= UNRESPONSIVE {
+        let silent = now.saturating_sub(slot.silent_since.max(slot.head_since));
+        slot.stall_at = now.saturating_add(waited.clamp(STALL, UNRESPONSIVE / 10));
+        if silent >= UNRESPONSIVE {
             self.kill(worker, true);
         }
         // It may just not have got a processor yet; but whoever has one may as well begin.
@@ -386,7 +411,6 @@ impl<T> Scheduler<T> {
         let Some(slot) = self.slots.get_mut(worker) else { return };
         let alarm = match slot.phase {
             Phase::Starting => Nanos::MAX,
-            _ if slot.kill_at != Nanos::MAX => slot.kill_at,
             Phase::Ready | Phase::Retiring => match slot.sent.front() {
                 None => slot.head_since.saturating_add(self.config.idle_timeout),
                 Some(head) => {
@@ -399,8 +423,10 @@ impl<T> Scheduler<T> {
                     timeout_at.min(slot.stall_at)
                 }
             },
-            Phase::Closing | Phase::Dying => Nanos::MAX,
+            Phase::Closing => Nanos::MAX,
+            Phase::Dying => slot.give_up_at,
         };
+        let alarm = alarm.min(slot.kill_at);
         slot.alarm = alarm;
         self.wake_by(alarm);
     }
