@@ -12,7 +12,8 @@
 //!
 //! What is compared runs in turn, A B C A B C .., so that a change in the machine's mood hits all
 //! alike; a first round warms up and is not counted. A figure is the median of the rounds, with the
-//! lowest and the highest beside it. A ratio is the median of the ratios round by round.
+//! lowest and the highest beside it. A ratio is the median of the ratios round by round. Where
+//! other programs had the processors for more than a tenth of one meanwhile, the table says so.
 //!
 //! Nothing in here runs in a worker of `procession`: those are entered before `main`.
 
@@ -24,6 +25,7 @@ mod peers {
     pub(super) mod latency;
     pub(super) mod map;
     pub(super) mod memory;
+    pub(super) mod noise;
     pub(super) mod options;
     pub(super) mod pipe_echo;
     pub(super) mod python;

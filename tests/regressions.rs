@@ -14,6 +14,7 @@ both! {
     sync a_frame_is_not_read_before_its_large_arguments_are_there,
     a_reply_too_large_for_the_ring_does_not_keep_its_listener_from_the_pipe,
     replies_of_every_size_come_back_whole_and_in_order,
+    large_arguments_that_take_their_time_through_the_pipe_are_not_taken_back,
     sync a_task_that_was_done_in_time_is_not_timed_out_by_a_runtime_that_was_held_up,
     sync items_that_were_done_are_not_run_again_by_a_runtime_that_was_held_up,
     sync a_runtime_dropped_before_it_ran_resolves_the_handles,
@@ -66,6 +67,16 @@ async fn replies_of_every_size_come_back_whole_and_in_order(builder: Builder) {
             assert!(result.len() == size && result.iter().all(|byte| *byte == n));
         }
     }
+    pool.shutdown().await;
+}
+
+async fn large_arguments_that_take_their_time_through_the_pipe_are_not_taken_back(builder: Builder) {
+    let pool = builder.workers(1).build().unwrap();
+    for size in [40usize << 20, 100 << 20] {
+        let len = pool.submit(|v: Vec<u8>| v.len(), vec![7u8; size]).await.unwrap();
+        assert_eq!(len, size);
+    }
+    assert_eq!(pool.stats().workers_died(), 0);
     pool.shutdown().await;
 }
 

@@ -1,5 +1,7 @@
 //! Contestants that take turns, round by round, and what came of it.
 
+use super::noise::Noise;
+
 /// What a contestant's round yields: one figure for each metric of the contest.
 pub(crate) type Figures = Vec<f64>;
 
@@ -61,13 +63,16 @@ impl<'a> Contest<'a> {
 
     /// Has all take so many turns, after one that does not count; one table for each metric.
     pub(crate) fn run(mut self, rounds: usize) -> Vec<Outcome> {
+        let noise = Noise::start();
         for _ in 0..=rounds {
             self.entries.iter_mut().for_each(Entry::take_turn);
         }
+        let noise = noise.and_then(|noise| noise.processors());
         let outcome = |(index, metric): (usize, &Metric)| Outcome {
             metric: metric.clone(),
             rows: self.entries.iter().map(|entry| entry.row(index)).collect(),
             is_series: self.is_series,
+            noise,
         };
         self.metrics.iter().enumerate().map(outcome).collect()
     }
@@ -99,6 +104,8 @@ impl Entry<'_> {
 pub(crate) struct Outcome {
     pub(crate) metric: Metric,
     pub(crate) rows: Vec<Row>,
+    /// How many processors other programs had meanwhile.
+    pub(crate) noise: Option<f64>,
     is_series: bool,
 }
 

@@ -6,6 +6,9 @@ use std::io::{self, Write};
 const NAME_WIDTH: usize = 44;
 const FIGURE_WIDTH: usize = 12;
 
+/// From how many processors on that others had.
+const WORTH_TELLING: f64 = 0.1;
+
 /// Prints the table to standard output.
 #[derive(Debug)]
 pub(crate) struct Report;
@@ -22,6 +25,9 @@ impl Report {
     /// A block of rows.
     pub(crate) fn add(&self, outcome: &Outcome) -> io::Result<()> {
         let mut text = format!("\n{} ({})", outcome.metric.title, outcome.metric.unit);
+        if let Some(noise) = outcome.noise.filter(|noise| *noise >= WORTH_TELLING) {
+            text += &format!("\n  (other programs had {noise:.2} CPUs meanwhile)");
+        }
         for (index, row) in outcome.rows.iter().enumerate() {
             text += "\n";
             text += &describe(row, outcome.ratio(index));

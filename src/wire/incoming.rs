@@ -124,7 +124,7 @@ impl Incoming {
     }
 
     fn next(&mut self, scratch: &mut Vec<u8>) -> Result<Option<(Reply, Stored)>, FrameError> {
-        let Some(page) = self.page.clone() else {
+        let Some(page) = &self.page else {
             return Ok(self.next_frame()?.map(own));
         };
         if !self.expects_frame {

@@ -211,6 +211,11 @@ impl Page {
         self.ring().push(tail, bytes)
     }
 
+    /// Puts a record into the ring that the pool need not be woken for; `None` if there is no room.
+    pub(crate) fn push_quietly(&self, tail: &mut u64, bytes: &[u8]) -> Option<()> {
+        self.ring().push_quietly(tail, bytes)
+    }
+
     /// Says in the ring that the next record is in the pipe.
     pub(crate) fn push_in_pipe(&self, tail: &mut u64) -> Option<()> {
         self.ring().push_in_pipe(tail)

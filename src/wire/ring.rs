@@ -75,12 +75,18 @@ impl Ring<'_> {
     /// Writes a record, from where the worker knows the tail to be, which moves on. `None` if
     /// there is no room for it; otherwise whether the pool is to be woken.
     pub(super) fn push(&self, tail: &mut u64, bytes: &[u8]) -> Option<bool> {
+        self.push_quietly(tail, bytes).map(|()| self.control.publish(*tail))
+    }
+
+    /// The same for a record that the pool need not be woken for: more are to come.
+    pub(super) fn push_quietly(&self, tail: &mut u64, bytes: &[u8]) -> Option<()> {
         // Room for the mark that the next record is in the pipe is always left.
         let at = self.make_room(tail, 1 + words_for(bytes.len()), 1)?;
         self.data[at].store(bytes.len() as u64, Ordering::Relaxed);
         copy_in(bytes, &self.data[at + 1..]);
         *tail += 1 + words_for(bytes.len()) as u64;
-        Some(self.control.publish(*tail))
+        self.control.tail.store(*tail, Ordering::Release);
+        Some(())
     }
 
     /// Writes that the next record is in the pipe. `None` if there is no room even for that.

@@ -78,6 +78,7 @@ struct Bench {
     rss_mark: Option<u64>,
     /// The number of the task that runs.
     seq: Cell<u64>,
+    has_timeout: Cell<bool>,
     /// Kept for its memory.
     output: Vec<u8>,
 }
@@ -92,6 +93,7 @@ impl Bench {
             max_message: 0,
             rss_mark: None,
             seq: Cell::new(0),
+            has_timeout: Cell::new(false),
             output: Vec::new(),
         }
     }
@@ -140,6 +142,7 @@ impl Bench {
             None => self.replies.send(&Reply::Began { seq }, &[]),
         }
         self.seq.set(seq);
+        self.has_timeout.set(run.timeout.is_some());
         TaskContext::enter(run);
         self.inbox.begin(seq);
         RUNNING.set(seq + 1);
@@ -197,7 +200,7 @@ impl Host for Bench {
     }
 
     fn run_item(&self, item: &mut dyn FnMut() -> Result<(), Fault>) -> Result<(), Fault> {
-        if let Some(page) = self.page {
+        if let Some(page) = self.page.filter(|_| self.has_timeout.get()) {
             page.begin_item(self.seq.get(), monotonic_now());
         }
         panics::catch(item)

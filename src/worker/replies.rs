@@ -87,7 +87,12 @@ impl Stream {
             // Heads consist of what postcard always encodes.
             let _ = postcard::to_io(head, &mut self.buffer);
             self.buffer.extend_from_slice(body);
-            if let Some(pool_sleeps) = page.push(&mut self.tail, &self.buffer) {
+            // A part is not worth waking the pool for: its chunk is not done before its value comes.
+            let pushed = match head {
+                Reply::Part { .. } => page.push_quietly(&mut self.tail, &self.buffer).map(|()| false),
+                _ => page.push(&mut self.tail, &self.buffer),
+            };
+            if let Some(pool_sleeps) = pushed {
                 return if pool_sleeps { self.write(&Reply::Bell, &[]) } else { Ok(()) };
             }
         }

@@ -399,7 +399,7 @@ impl<T> Scheduler<T> {
             self.kill(worker, true);
         }
         // It may just not have got a processor yet; but whoever has one may as well begin.
-        if waited >= 4 * STALL {
+        if silent >= 4 * STALL {
             self.take_back_all(worker, ledger);
         } else {
             self.take_back_behind(worker, head.seq, ledger);
