@@ -101,7 +101,7 @@ fn items_that_were_done_are_not_run_again_by_a_runtime_that_was_held_up(builder:
         let pool = builder.workers(1).build().unwrap();
         a_worker(&pool).await;
         let item = |(place, n): (String, u32)| {
-            common::note(&place, &n.to_string());
+            common::note(&place, n);
             std::thread::sleep(Duration::from_millis(20));
             n
         };
