@@ -1,4 +1,8 @@
 //! One no-op task at a time, from its submission to its result.
+//!
+//! Much of what is seen here is whether a processor sleeps in between: waking one takes some tens of
+//! microseconds, whatever wakes it. The bare echo sleeps in each of its reads; on a machine that is
+//! kept awake by others it is several times as fast.
 
 use super::bench::{Bench, PROCESSION, PROCSPAWN, SPAWN_BLOCKING};
 use super::contest::{Contest, Metric};

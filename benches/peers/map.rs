@@ -1,4 +1,8 @@
 //! One trivial function over a million numbers.
+//!
+//! The pools do not promise the same: `procession` streams, with a bounded window and a result for
+//! each item on its own; `multiprocessing.Pool` sends a quarter of a worker's share as one list, and
+//! has one list of all results at the end.
 
 use super::bench::{Bench, PROCESSION, cpus};
 use super::contest::{Contest, Figures, Metric};
