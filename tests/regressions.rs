@@ -14,6 +14,7 @@ both! {
     sync a_frame_is_not_read_before_its_large_arguments_are_there,
     a_reply_too_large_for_the_ring_does_not_keep_its_listener_from_the_pipe,
     replies_of_every_size_come_back_whole_and_in_order,
+    however_much_a_worker_had_said_before_it_died_is_heard,
     large_arguments_that_take_their_time_through_the_pipe_are_not_taken_back,
     sync a_task_that_was_done_in_time_is_not_timed_out_by_a_runtime_that_was_held_up,
     sync items_that_were_done_are_not_run_again_by_a_runtime_that_was_held_up,
@@ -65,6 +66,21 @@ async fn replies_of_every_size_come_back_whole_and_in_order(builder: Builder) {
         for (n, size, handle) in handles {
             let result = handle.await.unwrap();
             assert!(result.len() == size && result.iter().all(|byte| *byte == n));
+        }
+    }
+    pool.shutdown().await;
+}
+
+async fn however_much_a_worker_had_said_before_it_died_is_heard(builder: Builder) {
+    let pool = builder.workers(1).build().unwrap();
+    let item = |n: u32| if n == 4999 { std::process::abort() } else { n };
+    for _ in 0..10 {
+        let mut results = pool.map(item, 4999 - 2500..5002u32).chunk_size(5000).window(5000);
+        for n in 4999 - 2500..5002u32 {
+            match results.next().await.unwrap() {
+                Err(TaskError::WorkerDied(_)) => assert_eq!(n, 4999),
+                other => assert_eq!(other.unwrap(), n),
+            }
         }
     }
     pool.shutdown().await;

@@ -202,7 +202,8 @@ impl Life {
                             if !matches!(read, Ok(1..)) {
                                 // Without its results it is of no use, should it still live.
                                 self.killer.kill();
-                                return self.take_in(shared, worker).err();
+                                let end = self.ended.as_mut().await;
+                                return self.hear_the_rest(end, shared, worker);
                             }
                         }
                         () = &mut pump => {}
