@@ -4,9 +4,6 @@ use super::shared::Shared;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What is waited for when there is no alarm.
-const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
 /// How long to wait at the end until what workers have written has been passed on.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -19,7 +16,7 @@ pub(super) fn run(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
 
 async fn ring(shared: &Arc<Shared>) {
     while !shared.finished.is_cancelled() {
-        let wait = shared.tick().unwrap_or(FOR_EVER);
+        let wait = shared.tick().unwrap_or(Duration::MAX);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = shared.clock.notified() => {}

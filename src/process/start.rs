@@ -29,9 +29,6 @@ use tokio_util::task::TaskTracker;
 /// no more than loading the program.
 pub(super) const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What is waited for a preload function.
-const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
 /// How long a process that was told to end may take before it is killed.
 pub(super) const END_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -167,18 +164,16 @@ impl Start {
         // A process group of its own: Ctrl-C in a terminal is for the program to act on.
         let mut child =
             command.env(MARKER, role.as_str()).process_group(0).stdin(Stdio::from(theirs)).spawn()?;
-        match Pid::from_raw(child.id() as i32).map(|pid| (pid, ProcessFd::open(pid))) {
-            Some((pid, Ok(process))) => {
+        let pid = Pid::from_child(&child);
+        match ProcessFd::open(pid) {
+            Ok(process) => {
                 let process = Arc::new(process);
                 Ok((ours, ChildGuard { pid, process, socket: None, reaped: false }))
             }
-            unknown => {
+            Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(unknown.map_or(io::ErrorKind::Other.into(), |(_, process)| match process {
-                    Err(error) => error,
-                    Ok(_) => io::ErrorKind::Other.into(),
-                }))
+                Err(error)
             }
         }
     }
@@ -208,11 +203,10 @@ impl Start {
             depth: self.depth,
             preload: self.preload.as_ref().filter(|_| arguments.is_some()).map(|preload| preload.shim),
         };
-        let order_has_preload = arguments.is_some();
         let fds: Vec<_> = arguments.iter().map(AsFd::as_fd).collect();
         send(&started.socket, &order, &fds).await.map_err(start_error)?;
         // Preloading takes what it takes; shutting the pool down ends it.
-        let limit = if order_has_preload { FOR_EVER } else { HELLO_DEADLINE };
+        let limit = if arguments.is_some() { Duration::MAX } else { HELLO_DEADLINE };
         let configured = tokio::time::timeout(limit, receive(&started.socket)).await;
         match configured.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(Some((Notice::Configured { refused: None }, _))) => Ok(()),

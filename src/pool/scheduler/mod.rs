@@ -10,6 +10,8 @@
 //! * no worker is idle beside a waiting task;
 //! * with everything resolved and a shutdown asked for, it terminates.
 
+#[cfg(feature = "internals")]
+mod cycle;
 mod health;
 mod queue;
 mod slot;
@@ -19,6 +21,8 @@ mod tests;
 mod upkeep;
 
 use crate::task::{PoolError, Priority};
+#[cfg(feature = "internals")]
+pub(crate) use cycle::cycle;
 use health::Health;
 use queue::{Entry, Queue};
 use slab::Slab;
@@ -477,46 +481,4 @@ impl<T> Scheduler<T> {
             }
         }
     }
-}
-
-/// Submits so many tasks with one worker that is ready, and has it answer one by one.
-#[cfg(feature = "internals")]
-pub(crate) fn cycle(tasks: u64) -> u64 {
-    struct Never;
-    impl Ledger for Never {
-        fn offer(&self, _: WorkerKey, _: u64) {}
-        fn take_back(&self, _: WorkerKey, _: u64) -> bool {
-            false
-        }
-        fn is_finished(&self, _: WorkerKey, _: u64) -> bool {
-            false
-        }
-        fn written(&self, _: WorkerKey) -> u64 {
-            0
-        }
-        fn began_at(&self, _: WorkerKey, _: u64) -> Option<Nanos> {
-            None
-        }
-    }
-    let config = Config {
-        max_workers: 1,
-        min_workers: 1,
-        idle_timeout: Nanos::MAX,
-        cancel_grace: 0,
-        max_tasks_per_worker: u64::MAX,
-    };
-    let mut scheduler = Scheduler::new(config);
-    scheduler.open(0, &Never);
-    scheduler.worker_ready(0, true, 0, &Never);
-    for id in 0..tasks {
-        let _ = scheduler.submit((), id, Terms::default(), id, &Never);
-        scheduler.actions.clear();
-    }
-    let answer = Answer { is_value: true, ..Answer::default() };
-    for seq in 1..=tasks {
-        let _ = scheduler.answered(0, seq, answer, tasks + seq);
-        scheduler.answers_end(0, tasks + seq, &Never);
-        scheduler.actions.clear();
-    }
-    scheduler.counts.succeeded
 }
