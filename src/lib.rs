@@ -103,7 +103,7 @@ pub use pool::{
     Builder, Canceller, Map, Permit, PoolStats, ProcessPool, StartMethod, TaskBuilder, TaskHandle,
     TaskStatus, WorkerInfo, WorkerState,
 };
-pub use process::WorkerStdio;
+pub use process::{Sandbox, WorkerStdio};
 pub use task::{
     Arguments, CodecError, CodecStage, ExitCause, Never, Panic, PanicLocation, PoolError, Priority,
     RemoteError, Returned, TaskError, TaskId, WorkerExit,

@@ -1,9 +1,11 @@
 //! Settings of a pool.
 
+mod limits;
+
 use super::scheduler::Config;
 use super::shared::{Settings, Shared, nanos};
 use super::{ProcessPool, clock};
-use crate::process::{ForkServer, Launch, Preload, Spawn, Start, WorkerStdio};
+use crate::process::{ForkServer, Launch, Limits, Preload, Spawn, Start, WorkerStdio};
 use crate::task::{Arguments, PoolError, TaskError, TaskRef};
 use bytes::Bytes;
 use std::ffi::OsStr;
@@ -65,8 +67,7 @@ pub struct Builder {
     initializer: Option<Function>,
     preload: Option<Function>,
     max_tasks_per_worker: u64,
-    max_worker_rss: Option<u64>,
-    worker_memory_limit: Option<u64>,
+    limits: Limits,
     queue_capacity: Option<usize>,
     task_timeout: Option<Duration>,
     cancel_grace: Duration,
@@ -90,8 +91,7 @@ impl Default for Builder {
             initializer: None,
             preload: None,
             max_tasks_per_worker: u64::MAX,
-            max_worker_rss: None,
-            worker_memory_limit: None,
+            limits: Limits::default(),
             queue_capacity: None,
             task_timeout: None,
             cancel_grace: Duration::from_millis(250),
@@ -183,18 +183,7 @@ impl Builder {
 
     /// Replaces a worker after a task that leaves it with more resident memory than this.
     pub fn max_worker_rss(mut self, bytes: u64) -> Builder {
-        self.max_worker_rss = Some(bytes);
-        self
-    }
-
-    /// The most memory that a worker can have: a hard limit, upheld by the kernel.
-    ///
-    /// It counts the private memory of the process, 8 MiB for its stack and what was preloaded
-    /// included. An allocation beyond it fails, which ends a Rust program: the task's error is
-    /// [`TaskError::WorkerDied`] with the cause
-    /// [`ExitCause::OutOfMemory`](crate::ExitCause::OutOfMemory).
-    pub fn worker_memory_limit(mut self, bytes: u64) -> Builder {
-        self.worker_memory_limit = Some(bytes);
+        self.limits.rss_mark = Some(bytes);
         self
     }
 }
@@ -294,7 +283,7 @@ impl Builder {
     ///
     /// # Errors
     /// A [`PoolError`] when a setting makes no sense, when there is no tokio runtime or it lacks
-    /// its drivers, when this is a worker four pools deep, or when it is a process that was
+    /// its drivers, when the kernel cannot enforce the sandbox, when this is a worker four pools deep, or when it is a process that was
     /// started as a worker but has not called [`init`](crate::init).
     pub fn build(self) -> Result<ProcessPool, PoolError> {
         if crate::worker::was_told_to_enter() {
@@ -305,6 +294,9 @@ impl Builder {
             return Err(PoolError::TooDeep { limit: MAX_DEPTH });
         }
         self.check()?;
+        if self.limits.sandbox.is_some() {
+            crate::sys::sandbox::check().map_err(|reason| PoolError::NotConfined { reason })?;
+        }
         let runtime = match self.runtime {
             Some(runtime) => runtime,
             None => Handle::try_current().map_err(|_| PoolError::NoRuntime)?,
@@ -312,6 +304,7 @@ impl Builder {
         check_drivers(&runtime)?;
         let mut start = self.start;
         start.depth = depth + 1;
+        start.limits = self.limits.clone();
         // Clones of a builder are to have nothing in common.
         start.under_way = TaskTracker::default();
         start.preload = self.preload.transpose()?.map(|(shim, arguments)| Preload { shim, arguments });
@@ -324,8 +317,7 @@ impl Builder {
             queue_capacity: self.queue_capacity,
             max_message: self.max_message_size,
             task_timeout: self.task_timeout,
-            memory_limit: self.worker_memory_limit,
-            max_rss: self.max_worker_rss,
+            limits: self.limits,
             look_out: self.look_out.unwrap_or_else(|| default_look_out(self.workers)),
             initializer: self.initializer.transpose()?,
             start_timeout: self.start_timeout,
@@ -352,8 +344,6 @@ impl Builder {
             (self.start_timeout == zero, "`start_timeout` must not be zero"),
             (self.task_timeout == Some(zero), "`task_timeout` must not be zero"),
             (self.max_tasks_per_worker == 0, "`max_tasks_per_worker` must be at least 1"),
-            (self.max_worker_rss == Some(0), "`max_worker_rss` must be at least 1 byte"),
-            (self.worker_memory_limit == Some(0), "`worker_memory_limit` must be at least 1 byte"),
             (self.max_message_size == 0, "`max_message_size` must be at least 1 byte"),
             (self.max_message_size > MAX_MESSAGE, "`max_message_size` must be at most 4 GiB less 64 MiB"),
             (
@@ -361,7 +351,7 @@ impl Builder {
                 "`preload` needs `StartMethod::ForkServer`: with others there is nothing to preload into",
             ),
         ];
-        match complaints.iter().find(|(is_wrong, _)| *is_wrong) {
+        match complaints.iter().chain(&limits::complaints(&self.limits)).find(|(is_wrong, _)| *is_wrong) {
             None => Ok(()),
             Some((_, reason)) => Err(PoolError::InvalidSetting { reason: (*reason).into() }),
         }

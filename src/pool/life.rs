@@ -124,6 +124,7 @@ impl Life {
         match self.next_reply(HELLO_DEADLINE).await? {
             Reply::Hello { protocol: PROTOCOL, build } if build == build_identity() => {}
             Reply::Hello { .. } => return Err(PoolError::BuildMismatch),
+            Reply::NotConfined { reason } => return Err(PoolError::NotConfined { reason }),
             _ => return Err(not_ready("the worker spoke out of turn".into())),
         }
         let settings = &shared.settings;
@@ -132,8 +133,6 @@ impl Life {
             protocol: PROTOCOL,
             build: build_identity(),
             max_message: settings.max_message,
-            memory_limit: settings.memory_limit,
-            rss_mark: settings.max_rss,
             look_out: nanos(settings.look_out),
             initializer,
         });
@@ -276,6 +275,7 @@ impl Life {
             stderr_tail: self.stderr.0.text(),
             stdout_tail: self.stdout.0.text(),
             max_rss: end.map_or(0, |end| end.max_rss),
+            cpu_time: Duration::from_nanos(end.map_or(0, |end| end.cpu)),
         }
     }
 }
@@ -315,9 +315,18 @@ fn explain(report: &mut ExitReport, shared: &Shared, worker: WorkerKey, violatio
         report.cause = ExitCause::Unresponsive;
     } else if report.signal.is_some() && shared.last_words(worker) == STACK_OVERFLOW {
         report.cause = ExitCause::StackOverflow;
-    } else if is_out_of_memory(report, shared.settings.memory_limit) {
+    } else if is_out_of_time(report, shared.settings.limits.cpu) {
+        report.cause = ExitCause::CpuTime;
+    } else if is_out_of_memory(report, shared.settings.limits.memory) {
         report.cause = ExitCause::OutOfMemory;
     }
+}
+
+/// Whether a worker was ended for the processor time that it had used. Who catches the first signal
+/// is killed by the second.
+fn is_out_of_time(report: &ExitReport, limit: Option<Duration>) -> bool {
+    let is_signal = matches!(report.signal, Some(libc::SIGXCPU | libc::SIGKILL));
+    limit.is_some_and(|limit| is_signal && report.cpu_time >= limit)
 }
 
 /// Whether a worker died for want of memory: as Rust's allocation failures say, or because it died

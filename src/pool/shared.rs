@@ -10,7 +10,7 @@ use super::life;
 use super::scheduler::{Config, Counts, Ledger, Nanos, Terms, Violation, WorkerKey};
 use super::state::{Chores, Link, ReadyLink, State, Warmth};
 use super::stats::WorkerInfo;
-use crate::process::Launch;
+use crate::process::{Launch, Limits};
 use crate::sys::monotonic_now;
 use crate::task::{Fault, PoolError, TaskError, TaskRef, WorkerExit};
 use crate::wire::Batch;
@@ -29,8 +29,7 @@ pub(super) struct Settings {
     pub(super) queue_capacity: Option<usize>,
     pub(super) max_message: u64,
     pub(super) task_timeout: Option<Duration>,
-    pub(super) memory_limit: Option<u64>,
-    pub(super) max_rss: Option<u64>,
+    pub(super) limits: Limits,
     /// How long a worker looks out for its next task before it sleeps.
     pub(super) look_out: Duration,
     /// The shim of the initializer, and its arguments.

@@ -170,12 +170,12 @@ impl State {
         chores: &mut Chores,
     ) -> Result<(), Violation> {
         let (seq, answer, outcome) = match reply {
-            Reply::Value { seq, over_rss_mark: over_rss, .. } => {
-                let answer = Answer { is_value: true, over_rss, ..Answer::default() };
+            Reply::Value { seq, is_worn, .. } => {
+                let answer = Answer { is_value: true, is_worn, ..Answer::default() };
                 (seq, answer, Some(Outcome::Value(body.into_bytes())))
             }
-            Reply::Fault { seq, over_rss_mark: over_rss, dying, fault } => {
-                let answer = Answer { over_rss, dying, ..Answer::default() };
+            Reply::Fault { seq, is_worn, dying, fault } => {
+                let answer = Answer { is_worn, dying, ..Answer::default() };
                 (seq, answer, Some(Outcome::Fault(Box::new(fault))))
             }
             Reply::Skipped { seq } => (seq, Answer { skipped: true, ..Answer::default() }, None),
@@ -185,9 +185,11 @@ impl State {
                 link.began = (seq, now);
                 return Ok(());
             }
-            Reply::Hello { .. } | Reply::Ready | Reply::NotReady { .. } | Reply::Bell => {
-                return Err(Violation);
-            }
+            Reply::Hello { .. }
+            | Reply::NotConfined { .. }
+            | Reply::Ready
+            | Reply::NotReady { .. }
+            | Reply::Bell => return Err(Violation),
         };
         let job = self.scheduler.answered(worker, seq, answer, now)?;
         if let Some(link) = self.links.ready_mut(worker) {

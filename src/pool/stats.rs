@@ -131,7 +131,7 @@ impl WorkerInfo {
             tasks_done: view.tasks_done,
             current_task: view.first_task.filter(|_| has_begun).map(|task| TaskId(task.id)),
             started: link.map_or_else(Instant::now, |link| link.started),
-            rss: link.map_or(0, |link| resident_bytes(Some(link.pid))),
+            rss: link.map_or(0, |link| resident_bytes(link.pid)),
             stdout_tail: link.map(|link| link.stdout.text()).unwrap_or_default(),
             stderr_tail: link.map(|link| link.stderr.text()).unwrap_or_default(),
         }

@@ -3,6 +3,7 @@
 //! A process started as a fork server stays small and has a single thread for all its life, so
 //! that forking it is cheap and safe. Everything in here blocks; there is no runtime.
 
+use super::Limits;
 use super::channel;
 use super::control::{Notice, Order, Refusal};
 use crate::sys::child::{self, Ended, Forked, ProcessFd};
@@ -47,6 +48,7 @@ pub(crate) struct Duties {
     pub(crate) page: Option<Page>,
     /// How many pools there are around this worker.
     pub(crate) depth: u32,
+    pub(crate) limits: Limits,
 }
 
 /// Serves as what the process was started to be; `work` is what a worker then does.
@@ -66,6 +68,7 @@ pub(crate) fn serve(role: Role, work: fn(Duties) -> io::Result<()>) -> ! {
 struct Control {
     socket: OwnedFd,
     depth: u32,
+    limits: Limits,
 }
 
 impl Control {
@@ -78,7 +81,7 @@ impl Control {
         let Some((order, files)) = channel::receive(socket.as_fd())? else {
             child::exit_now(0);
         };
-        let Order::Configure { protocol, build, depth, preload } = order else {
+        let Order::Configure { protocol, build, depth, limits, preload } = order else {
             return Err(io::Error::other("was told to start before it was configured"));
         };
         let refused = if protocol != PROTOCOL || build != build_identity() {
@@ -91,7 +94,7 @@ impl Control {
         if is_refused {
             child::exit_now(0);
         }
-        Ok(Control { socket, depth })
+        Ok(Control { socket, depth, limits })
     }
 
     /// Receives the order to start a worker; `None` when the program is gone or wants no more.
@@ -110,7 +113,7 @@ impl Control {
             None => Ok(()),
             Some((_, ends)) => {
                 drop(self.socket);
-                work(ends?.take_up(self.depth)?)
+                work(ends?.take_up(self.depth, self.limits)?)
             }
         }
     }
@@ -152,7 +155,7 @@ impl Ends {
         })
     }
 
-    fn take_up(self, depth: u32) -> io::Result<Duties> {
+    fn take_up(self, depth: u32, limits: Limits) -> io::Result<Duties> {
         let _ = rustix::thread::set_name(c"worker");
         self.stdout.as_ref().map_or(Ok(()), fds::replace_stdout)?;
         self.stderr.as_ref().map_or(Ok(()), fds::replace_stderr)?;
@@ -161,6 +164,7 @@ impl Ends {
             requests: self.requests,
             results: self.results,
             depth,
+            limits,
         })
     }
 }
@@ -234,7 +238,8 @@ impl Server {
         for inherited in [&self.control.socket, &self.children_ended] {
             fds::close_inherited(inherited);
         }
-        let worked = ends.take_up(self.control.depth).and_then(work);
+        let limits = std::mem::take(&mut self.control.limits);
+        let worked = ends.take_up(self.control.depth, limits).and_then(work);
         if let Err(error) = worked {
             eprintln!("procession: worker: {error}");
             child::exit_now(1);

@@ -1,5 +1,6 @@
 //! What a program and the processes that it starts say over the control socket.
 
+use super::Limits;
 use crate::sys::child::Ended;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,7 @@ pub(super) enum Order {
         build: Vec<u8>,
         /// How many pools there are around the processes started here.
         depth: u32,
+        limits: Limits,
         /// The shim of the preload function; its arguments come in a memory file.
         preload: Option<u64>,
     },

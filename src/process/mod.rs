@@ -8,14 +8,18 @@ mod channel;
 mod child;
 mod control;
 mod fork_server;
+mod limits;
 mod output;
+mod sandbox;
 mod spawn;
 mod start;
 
 pub(crate) use child::{Duties, MARKER, Role, serve};
 pub(crate) use fork_server::ForkServer;
+pub(crate) use limits::Limits;
 pub use output::WorkerStdio;
 pub(crate) use output::{Follower, Output, Tail};
+pub use sandbox::Sandbox;
 pub(crate) use spawn::Spawn;
 pub(crate) use start::{Preload, Start};
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -32,11 +32,22 @@ pub enum WorkerStdio {
     Capture,
 }
 
+/// Opens the stream of the program's own that a worker's is passed on to.
+pub(super) type Forward = fn() -> Box<dyn AsyncWrite + Send + Unpin>;
+
+pub(super) fn own_stdout() -> Box<dyn AsyncWrite + Send + Unpin> {
+    Box::new(tokio::io::stdout())
+}
+
+pub(super) fn own_stderr() -> Box<dyn AsyncWrite + Send + Unpin> {
+    Box::new(tokio::io::stderr())
+}
+
 /// One output stream of one worker, from the pool's side.
 pub(crate) struct Output {
     redirected: bool,
     pipe: Option<pipe::Receiver>,
-    forward: Option<fn() -> tokio::io::Stderr>,
+    forward: Option<Forward>,
     tail: Tail,
 }
 
@@ -79,10 +90,7 @@ impl Output {
     ///
     /// `inherit` says how to forward a stream that is inherited; without it the worker writes to
     /// the program's own directly.
-    pub(super) fn new(
-        stdio: WorkerStdio,
-        inherit: Option<fn() -> tokio::io::Stderr>,
-    ) -> io::Result<(Output, Option<OwnedFd>)> {
+    pub(super) fn new(stdio: WorkerStdio, inherit: Option<Forward>) -> io::Result<(Output, Option<OwnedFd>)> {
         let forward = inherit.filter(|_| stdio == WorkerStdio::Inherit);
         let (pipe, theirs) = match stdio {
             WorkerStdio::Inherit if forward.is_none() => (None, None),
@@ -121,7 +129,7 @@ impl Output {
 async fn follow(
     mut pipe: pipe::Receiver,
     tail: Tail,
-    mut forward: Option<tokio::io::Stderr>,
+    mut forward: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     mut asked: oneshot::Receiver<oneshot::Sender<()>>,
 ) {
     let mut bytes = BytesMut::with_capacity(4096);
@@ -135,7 +143,7 @@ async fn follow(
             done = &mut asked => Some(done),
         };
         tail.push(&bytes);
-        // The program's standard error may be stuck: that is this worker's business, but must not
+        // The program's own stream may be stuck: that is this worker's business, but must not
         // keep word of its death from the pool.
         let rest = {
             let mut forwarding = std::pin::pin!(write_through(&mut forward, &bytes));
@@ -168,11 +176,11 @@ fn read_rest(pipe: &pipe::Receiver) -> Vec<u8> {
     rest
 }
 
-async fn write_through(forward: &mut Option<tokio::io::Stderr>, bytes: &[u8]) {
-    if let Some(stderr) = forward {
-        // A program without standard error has nowhere to send this to.
-        let _ = stderr.write_all(bytes).await;
-        let _ = stderr.flush().await;
+async fn write_through(forward: &mut Option<Box<dyn AsyncWrite + Send + Unpin>>, bytes: &[u8]) {
+    if let Some(stream) = forward {
+        // A program that has closed the stream has nowhere to send this to.
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.flush().await;
     }
 }
 

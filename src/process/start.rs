@@ -3,8 +3,8 @@
 use super::channel;
 use super::child::{MARKER, Role};
 use super::control::{Notice, Order, Refusal};
-use super::output::{Output, WorkerStdio};
-use super::{Killer, Process};
+use super::output::{Forward, Output, WorkerStdio, own_stderr, own_stdout};
+use super::{Killer, Limits, Process};
 use crate::sys::child::{Ended, ProcessFd, try_wait};
 use crate::sys::readiness::{watch_process, watch_socket};
 use crate::task::PoolError;
@@ -44,6 +44,7 @@ pub(crate) struct Start {
     pub(crate) preload: Option<Preload>,
     /// How many pools there are around the new processes.
     pub(crate) depth: u32,
+    pub(crate) limits: Limits,
     /// Starts that are under way on threads of their own.
     pub(crate) under_way: TaskTracker,
 }
@@ -201,6 +202,7 @@ impl Start {
             protocol: PROTOCOL,
             build: build_identity(),
             depth: self.depth,
+            limits: self.limits.clone(),
             preload: self.preload.as_ref().filter(|_| arguments.is_some()).map(|preload| preload.shim),
         };
         let fds: Vec<_> = arguments.iter().map(AsFd::as_fd).collect();
@@ -280,8 +282,10 @@ impl Link {
         let (results_out, results_in) = pipe_with(PipeFlags::CLOEXEC)?;
         let (page, page_file) = Page::create()?;
         let mut theirs = vec![requests_out, results_in, page_file];
-        let (stdout, stdout_in) = Output::new(start.stdout, None)?;
-        let (stderr, stderr_in) = Output::new(start.stderr, Some(tokio::io::stderr))?;
+        // Who is shut in is not given the program's own standard output, which may be a terminal.
+        let forward_stdout = start.limits.sandbox.is_some().then_some(own_stdout as Forward);
+        let (stdout, stdout_in) = Output::new(start.stdout, forward_stdout)?;
+        let (stderr, stderr_in) = Output::new(start.stderr, Some(own_stderr))?;
         theirs.extend(stdout_in);
         theirs.extend(stderr_in);
         Ok(Link {

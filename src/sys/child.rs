@@ -12,6 +12,8 @@ pub(crate) struct Ended {
     pub(crate) status: i32,
     /// The most resident memory it had, in bytes.
     pub(crate) max_rss: u64,
+    /// The processor time that it used, in nanoseconds.
+    pub(crate) cpu: u64,
 }
 
 /// A process as seen from [`fork`].
@@ -54,9 +56,15 @@ pub(crate) fn try_wait(pid: Option<Pid>) -> io::Result<Option<(Pid, Ended)>> {
         0 => Ok(None),
         pid => {
             let max_rss = u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024;
-            Ok(Pid::from_raw(pid).map(|pid| (pid, Ended { status, max_rss })))
+            let cpu = nanos(usage.ru_utime).saturating_add(nanos(usage.ru_stime));
+            Ok(Pid::from_raw(pid).map(|pid| (pid, Ended { status, max_rss, cpu })))
         }
     }
+}
+
+fn nanos(time: libc::timeval) -> u64 {
+    let part = |part: i64, scale: u64| u64::try_from(part).unwrap_or(0).saturating_mul(scale);
+    part(time.tv_sec, 1_000_000_000).saturating_add(part(time.tv_usec, 1_000))
 }
 
 /// A process that can be signalled without fear that its pid has gone to another one.

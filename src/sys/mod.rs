@@ -11,6 +11,13 @@ pub(crate) mod fds;
 pub(crate) mod image;
 pub(crate) mod memory;
 pub(crate) mod readiness;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
+pub(crate) mod sandbox;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
+#[path = "no_sandbox.rs"]
+pub(crate) mod sandbox;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
+mod syscalls;
 
 /// Nanoseconds of the monotonic clock, which all processes of one machine share.
 pub(crate) fn monotonic_now() -> u64 {
@@ -25,12 +32,8 @@ pub(crate) fn thread_count() -> std::io::Result<usize> {
 }
 
 /// Resident memory of a process in bytes, or 0 when it cannot be told (any more).
-pub(crate) fn resident_bytes(pid: Option<u32>) -> u64 {
-    let path = match pid {
-        Some(pid) => format!("/proc/{pid}/statm"),
-        None => "/proc/self/statm".to_string(),
-    };
-    let pages = std::fs::read_to_string(path)
+pub(crate) fn resident_bytes(pid: u32) -> u64 {
+    let pages = std::fs::read_to_string(format!("/proc/{pid}/statm"))
         .ok()
         .and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok())
         .unwrap_or(0);

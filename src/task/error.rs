@@ -329,6 +329,11 @@ pub enum PoolError {
     },
     /// A worker or the fork server runs another build of the program.
     BuildMismatch,
+    /// A worker cannot be given the limits or the sandbox that the pool's builder asks for.
+    NotConfined {
+        /// What failed.
+        reason: String,
+    },
     /// The initializer failed in a worker.
     Initializer(Box<TaskError>),
     /// The preload function failed in the fork server, or left a thread behind.
@@ -363,6 +368,9 @@ impl fmt::Display for PoolError {
                 "a worker runs another build of the program than the pool: \
                  restart the program after replacing its executable",
             ),
+            PoolError::NotConfined { reason } => {
+                write!(f, "a worker could not be given its limits or its sandbox: {reason}")
+            }
             PoolError::Initializer(error) => write!(f, "the initializer failed: {error}"),
             PoolError::Preload { reason } => write!(f, "the preload function failed: {reason}"),
             PoolError::ShutDown => f.write_str("the pool was shut down"),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why a worker's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,6 +14,8 @@ pub enum ExitCause {
     Signalled,
     /// It ran out of the memory that it was allowed.
     OutOfMemory,
+    /// It used up the processor time that it was allowed.
+    CpuTime,
     /// The task's stack overflowed: that of the thread that the worker runs it on. On a thread that
     /// the task has started it is just a signal.
     StackOverflow,
@@ -40,6 +43,7 @@ pub(crate) struct ExitReport {
     pub(crate) stderr_tail: String,
     pub(crate) stdout_tail: String,
     pub(crate) max_rss: u64,
+    pub(crate) cpu_time: Duration,
 }
 
 impl WorkerExit {
@@ -88,6 +92,11 @@ impl WorkerExit {
     pub fn max_rss(&self) -> u64 {
         self.0.max_rss
     }
+
+    /// The processor time that it used over its life, all its threads together; zero when unknown.
+    pub fn cpu_time(&self) -> Duration {
+        self.0.cpu_time
+    }
 }
 
 impl fmt::Display for WorkerExit {
@@ -96,6 +105,7 @@ impl fmt::Display for WorkerExit {
         write!(f, "worker {} ", report.pid)?;
         match report.cause {
             ExitCause::OutOfMemory => f.write_str("ran out of memory")?,
+            ExitCause::CpuTime => f.write_str("used up its processor time")?,
             ExitCause::StackOverflow => f.write_str("overflowed its stack")?,
             ExitCause::ProtocolViolation => f.write_str("broke the protocol")?,
             ExitCause::Unresponsive => f.write_str("did not react any more")?,

@@ -26,10 +26,6 @@ pub(crate) struct Setup {
     pub(crate) build: Vec<u8>,
     /// The most bytes that a result may have.
     pub(crate) max_message: u64,
-    /// The most bytes of memory that the process may have.
-    pub(crate) memory_limit: Option<u64>,
-    /// Report resident memory above this many bytes.
-    pub(crate) rss_mark: Option<u64>,
     /// How long to look out for the next task before sleeping, in nanoseconds.
     pub(crate) look_out: u64,
     /// The offset of the initializer's shim.
@@ -59,6 +55,8 @@ pub(crate) struct Run {
 pub(crate) enum Reply {
     /// The first frame.
     Hello { protocol: u32, build: Vec<u8> },
+    /// In its place: the limits or the sandbox could not be put in place.
+    NotConfined { reason: String },
     /// The initializer is done; tasks may come.
     Ready,
     /// There will be no `Ready`.
@@ -68,9 +66,9 @@ pub(crate) enum Reply {
     /// One item's result; the body is a byte that says which kind, and its encoding.
     Part { seq: u64 },
     /// The task is done; the body is its value, unless there is a place where that is.
-    Value { seq: u64, over_rss_mark: bool, place: Option<Place> },
+    Value { seq: u64, is_worn: bool, place: Option<Place> },
     /// The task is done and has no value. With `dying`, the worker will not run another.
-    Fault { seq: u64, over_rss_mark: bool, dying: bool, fault: Fault },
+    Fault { seq: u64, is_worn: bool, dying: bool, fault: Fault },
     /// There is something in the ring. It has no task of its own.
     Bell,
     /// The task had been taken back before the worker came to it.

@@ -2,14 +2,15 @@
 
 use super::context::TaskContext;
 use super::inbox::Inbox;
+use super::limits::{self, Wear};
 use super::panics;
 use super::replies::Replies;
 use crate::sys::child::exit_now;
-use crate::sys::{fault, monotonic_now, resident_bytes};
+use crate::sys::{fault, monotonic_now};
 use crate::task::{self, Call, Fault, Host, PanicReport};
 use crate::wire::{Frame, FrameError, PROTOCOL, Page, Reply, Request, Run, Setup, build_identity};
 use bytes::Bytes;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
 use std::cell::{Cell, OnceCell};
 use std::io::{self, Write};
 use std::pin::Pin;
@@ -36,12 +37,17 @@ pub(super) fn work(duties: crate::process::Duties) -> io::Result<()> {
     // For as long as the process lives, which both threads then need no count of.
     let page: Option<&'static Page> = duties.page.map(|page| &*Box::leak(Box::new(page)));
     let replies: &'static Replies = Box::leak(Box::new(Replies::new(duties.results, page)));
+    let wear = Wear::new(&duties.limits);
+    if let Err(reason) = limits::apply(&duties.limits) {
+        replies.greet(&Reply::NotConfined { reason });
+        return Ok(());
+    }
     let inbox: &'static Inbox = Box::leak(Box::new(Inbox::new(duties.requests)));
     let _ = LAST_WORDS.set(replies);
     panics::install_hook(send_last_words);
     let bench = move || {
         fault::watch_stack(page.map(Page::last_words));
-        let mut bench = Bench::new(inbox, replies, page);
+        let mut bench = Bench::new(inbox, replies, page, wear);
         if let Err(error) = bench.serve() {
             eprintln!("procession: worker: the pool {error}");
             exit_now(1);
@@ -49,7 +55,12 @@ pub(super) fn work(duties: crate::process::Duties) -> io::Result<()> {
         // Exit handlers run here: what tools such as profilers have put there is wanted.
         std::process::exit(0);
     };
-    std::thread::Builder::new().name("worker".into()).stack_size(stack_size()).spawn(bench)?;
+    let task_thread = std::thread::Builder::new().name("worker".into()).stack_size(stack_size());
+    if let Err(error) = task_thread.spawn(bench) {
+        let reason = format!("failed to start a thread with a stack of {} bytes: {error}", stack_size());
+        replies.greet(&Reply::NotConfined { reason });
+        return Ok(());
+    }
     inbox.watch()
 }
 
@@ -64,7 +75,7 @@ fn send_last_words(report: PanicReport) {
         && let Some(seq) = RUNNING.get().checked_sub(1)
     {
         let fault = Fault::Panicked(report).bounded();
-        replies.send(&Reply::Fault { seq, over_rss_mark: false, dying: true, fault }, &[]);
+        replies.send(&Reply::Fault { seq, is_worn: false, dying: true, fault }, &[]);
     }
 }
 
@@ -75,7 +86,7 @@ struct Bench {
     /// For async tasks; made when the first one comes.
     runtime: OnceCell<Runtime>,
     max_message: u64,
-    rss_mark: Option<u64>,
+    wear: Wear,
     /// The number of the task that runs.
     seq: Cell<u64>,
     has_timeout: Cell<bool>,
@@ -84,14 +95,19 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(inbox: &'static Inbox, replies: &'static Replies, page: Option<&'static Page>) -> Bench {
+    fn new(
+        inbox: &'static Inbox,
+        replies: &'static Replies,
+        page: Option<&'static Page>,
+        wear: Wear,
+    ) -> Bench {
         Bench {
             inbox,
             replies,
             page,
             runtime: OnceCell::new(),
             max_message: 0,
-            rss_mark: None,
+            wear,
             seq: Cell::new(0),
             has_timeout: Cell::new(false),
             output: Vec::new(),
@@ -123,11 +139,7 @@ impl Bench {
             return Err(setup_fault("the pool runs another build of the program"));
         }
         self.max_message = setup.max_message;
-        self.rss_mark = setup.rss_mark;
         self.inbox.look_out(self.page, setup.look_out);
-        if let Some(limit) = setup.memory_limit {
-            limit_memory(limit).map_err(|error| setup_fault(&format!("failed to limit memory: {error}")))?;
-        }
         let Some(initializer) = setup.initializer else { return Ok(()) };
         let done = self.call(initializer, arguments);
         flush_stdout();
@@ -159,8 +171,8 @@ impl Bench {
         self.inbox.end();
         TaskContext::leave();
         flush_stdout();
-        let over_rss_mark = self.rss_mark.is_some_and(|mark| resident_bytes(None) > mark);
-        self.replies.send_outcome(seq, over_rss_mark, outcome.map(|()| &self.output[..]));
+        let is_worn = self.wear.is_over();
+        self.replies.send_outcome(seq, is_worn, outcome.map(|()| &self.output[..]));
         self.output.clear();
         self.output.shrink_to(KEPT_OUTPUT);
     }
@@ -214,28 +226,6 @@ impl Host for Bench {
 /// What a task has printed without ending the line would otherwise wait for the next one.
 fn flush_stdout() {
     let _ = io::stdout().flush();
-}
-
-/// Caps the memory that this process may have.
-///
-/// Private memory is limited to just that; all address space, which counts what is only reserved
-/// and what is shared, to so much more than is in use now.
-fn limit_memory(limit: u64) -> io::Result<()> {
-    const SLACK: u64 = 256 << 20;
-    let pages: u64 = std::fs::read_to_string("/proc/self/statm")?
-        .split(' ')
-        .next()
-        .and_then(|pages| pages.parse().ok())
-        .unwrap_or(0);
-    let in_use = pages * rustix::param::page_size() as u64;
-    let lower = |resource, limit: u64| {
-        let hard = getrlimit(resource).maximum;
-        let limit = Some(hard.map_or(limit, |hard| hard.min(limit)));
-        setrlimit(resource, Rlimit { current: limit, maximum: limit })
-    };
-    lower(Resource::Data, limit)?;
-    lower(Resource::As, limit.saturating_add(in_use).saturating_add(SLACK))?;
-    Ok(())
 }
 
 fn setup_fault(message: &str) -> Fault {

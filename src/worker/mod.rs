@@ -26,6 +26,7 @@ mod bench;
 mod context;
 mod entry;
 mod inbox;
+mod limits;
 mod panics;
 mod replies;
 

@@ -295,7 +295,7 @@ impl<T> Scheduler<T> {
         }
         slot.answers += 1;
         slot.tasks_done += 1;
-        slot.is_over_rss |= answer.over_rss;
+        slot.is_worn |= answer.is_worn;
         if answer.dying && slot.phase != Phase::Dying {
             slot.kill_at = now.saturating_add(DYING_LIMIT);
             self.set_phase(worker, Phase::Dying);
@@ -315,7 +315,7 @@ impl<T> Scheduler<T> {
         slot.measure(now);
         match slot.phase {
             Phase::Dying => self.take_back_all(worker, ledger),
-            Phase::Ready if slot.is_over_rss => self.recycle_in_turn(worker, now),
+            Phase::Ready if slot.is_worn => self.recycle_in_turn(worker, now),
             _ => {}
         }
         self.rest_or_retire(worker, now);

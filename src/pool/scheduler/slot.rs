@@ -80,8 +80,8 @@ pub(super) struct Slot {
     pub(super) tasks_done: u64,
     /// How many more tasks it may be sent.
     pub(super) tasks_left: u64,
-    /// It has more memory than it should, and is to be recycled when its turn comes.
-    pub(super) is_over_rss: bool,
+    /// It has used up its share of memory or time, and is to be recycled when its turn comes.
+    pub(super) is_worn: bool,
     /// When to kill it, unless it has answered the task with this number.
     pub(super) kill_at: Nanos,
     pub(super) kill_unless: u64,
@@ -119,7 +119,7 @@ impl Slot {
             answers: 0,
             tasks_done: 0,
             tasks_left,
-            is_over_rss: false,
+            is_worn: false,
             kill_at: Nanos::MAX,
             kill_unless: 0,
             give_up_at: Nanos::MAX,

@@ -91,7 +91,8 @@ pub(in crate::pool) enum Action<T> {
 pub(in crate::pool) struct Answer {
     /// The task has a value.
     pub(in crate::pool) is_value: bool,
-    pub(in crate::pool) over_rss: bool,
+    /// The worker should be replaced.
+    pub(in crate::pool) is_worn: bool,
     /// The worker will end by itself.
     pub(in crate::pool) dying: bool,
     /// The task had been taken back, and was not run.

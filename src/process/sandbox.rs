@@ -1,0 +1,112 @@
+//! What a worker is shut in with: settings alone; [`sys::sandbox`](crate::sys::sandbox) enforces it.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Shuts workers in, for code that is not trusted: decoders of what others send, plugins, parsers
+/// written in C.
+///
+/// A new sandbox allows tasks to compute, to use memory and threads, and to write to the standard
+/// output and standard error; more only as it is told here. The kernel enforces it in each worker
+/// before the first line of the initializer or of a task runs, and nothing in the worker can undo
+/// it:
+///
+/// * **Files** ([Landlock](https://docs.kernel.org/userspace-api/landlock.html)): none can be
+///   opened but the program itself, for reading, and what [`read`](Sandbox::read) and
+///   [`write`](Sandbox::write) name.
+/// * **System calls** ([seccomp](https://docs.kernel.org/userspace-api/seccomp_filter.html)): no
+///   network, no new process, no other program, no signal to any other process nor a look into
+///   its memory. What is refused gives "operation not permitted" (`EPERM`) to whoever calls;
+///   system calls that this list does not know give "function not implemented" (`ENOSYS`).
+/// * **Privileges**: none can be gained (`no_new_privs`), and all capabilities are dropped, even if
+///   the program runs as root.
+/// * **Core dumps**: off.
+/// * **Standard output** goes through a pipe, so that a worker never holds your terminal.
+///
+/// Give such a pool [`worker_memory_limit`](crate::Builder::worker_memory_limit) and
+/// [`task_timeout`](crate::Builder::task_timeout) as well: a sandbox does not bound what a task uses
+/// up. For a task that must learn nothing of those before it in the same worker, add
+/// [`max_tasks_per_worker(1)`](crate::Builder::max_tasks_per_worker).
+///
+/// What a [`preload`](crate::Builder::preload) function does is done outside the sandbox, in the
+/// fork server: it may read what tasks are to find in memory. A file that it leaves open stays
+/// open in the workers. Environment variables are handed on as the builder says: use
+/// [`env_clear`](crate::Builder::env_clear) where they hold secrets, which `preload`, the memory
+/// that all workers are forked from, must not hold either.
+///
+/// It does not hide that there are files: whether one exists, its size and its times can be asked for
+/// under any path (`stat`), which Landlock does not watch over. Nor does it hide the clock, the
+/// machine's load or how long things take.
+///
+/// It needs Linux 5.13 with Landlock and seccomp enabled, on x86-64, AArch64 or RISC-V 64. Where the
+/// kernel cannot do it, [`build`](crate::Builder::build) fails with
+/// [`PoolError::NotConfined`](crate::PoolError::NotConfined): there is no half of a sandbox.
+///
+/// ```
+/// use procession::{ProcessPool, Sandbox};
+/// use std::time::Duration;
+///
+/// fn parse(text: String) -> Result<u32, String> {
+///     // Whatever happens here, it is not this:
+///     std::fs::read("/etc/passwd").unwrap_err();
+///     text.parse().map_err(|_| "no number".to_string())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anyhow::Result<()> {
+/// let pool = ProcessPool::builder()
+///     .sandbox(Sandbox::new())
+///     .worker_memory_limit(512 << 20)
+///     .task_timeout(Duration::from_secs(10))
+///     .build()?;
+/// assert_eq!(pool.submit(parse, "42".to_string()).await?, Ok(42));
+/// # pool.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[must_use = "a sandbox does nothing until it is given to `Builder::sandbox`"]
+pub struct Sandbox {
+    pub(crate) read: Vec<PathBuf>,
+    pub(crate) write: Vec<PathBuf>,
+    pub(crate) execute: Vec<PathBuf>,
+    pub(crate) network: bool,
+}
+
+impl Sandbox {
+    /// A sandbox that allows nothing but to compute.
+    pub fn new() -> Sandbox {
+        Sandbox::default()
+    }
+
+    /// Lets tasks read a file, or a directory with all that is in it. It must be there when a
+    /// worker starts; a relative path is relative to the worker's directory.
+    pub fn read(mut self, path: impl Into<PathBuf>) -> Sandbox {
+        self.read.push(path.into());
+        self
+    }
+
+    /// Lets tasks read and write a file, or create, change and remove what they like in a
+    /// directory. It must be there when a worker starts.
+    pub fn write(mut self, path: impl Into<PathBuf>) -> Sandbox {
+        self.write.push(path.into());
+        self
+    }
+
+    /// Lets tasks start processes, and execute (and read) a program or those in a directory. These
+    /// are in the same sandbox. A program that is linked dynamically needs its libraries too.
+    ///
+    /// Tasks can then fork: only the system's limits, such as a cgroup's `pids.max`, bound how
+    /// often.
+    pub fn execute(mut self, path: impl Into<PathBuf>) -> Sandbox {
+        self.execute.push(path.into());
+        self
+    }
+
+    /// Lets tasks use the network over IPv4 and IPv6: all of it, the machine's own ports included.
+    /// Unix sockets stay out of reach. To resolve names, `/etc` must be readable.
+    pub fn allow_network(mut self) -> Sandbox {
+        self.network = true;
+        self
+    }
+}

@@ -1,0 +1,22 @@
+//! In place of the sandbox, on architectures whose system calls nobody has listed.
+
+use std::path::PathBuf;
+
+/// What would be allowed within.
+pub(crate) struct Allowed<'a> {
+    pub(crate) read: &'a [PathBuf],
+    pub(crate) write: &'a [PathBuf],
+    pub(crate) execute: &'a [PathBuf],
+    pub(crate) network: bool,
+}
+
+/// Says that there is none.
+pub(crate) fn check() -> Result<(), String> {
+    Err(format!("there is no sandbox for the architecture {}", std::env::consts::ARCH))
+}
+
+/// Says that there is none.
+pub(crate) fn enter(allowed: &Allowed<'_>) -> Result<(), String> {
+    let Allowed { read: _, write: _, execute: _, network: _ } = allowed;
+    check()
+}
