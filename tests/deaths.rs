@@ -22,6 +22,7 @@ both! {
     a_termination_tells_its_signal,
     a_stack_overflow_is_named,
     running_out_of_memory_is_named,
+    running_out_of_the_machines_memory_is_named,
     an_exit_keeps_the_tail_of_stderr,
     the_tail_of_stderr_is_bounded_and_is_the_tail,
     an_exit_knows_the_memory_that_was_used,
@@ -141,6 +142,48 @@ async fn running_out_of_memory_is_named(builder: Builder) {
     let modest = |size: usize| vec![1u8; size].len();
     assert_eq!(pool.submit(modest, 64 * MIB).await.unwrap(), 64 * MIB);
     pool.shutdown().await;
+}
+
+/// Needs a control group of its own, so it only says something where the tests may make one.
+async fn running_out_of_the_machines_memory_is_named(builder: Builder) {
+    let Some(group) = MemoryGroup::new(96 * MIB) else {
+        return eprintln!("skipped: the tests may not make a control group with a memory limit");
+    };
+    let pool = one_worker(builder);
+    group.add(a_worker(&pool).await);
+    let hoard = |size: usize| black_box(vec![1u8; size]).len();
+    let exit = died(pool.submit(hoard, 200 * MIB).await);
+    assert_matches!(exit.cause(), ExitCause::OutOfMemory);
+    assert_eq!(exit.signal(), Some(libc::SIGKILL));
+    let shown = TaskError::WorkerDied(exit).to_string();
+    assert!(shown.contains("the kernel"), "{shown}");
+    assert_eq!(pool.submit(hoard, MIB).await.unwrap(), MIB);
+    pool.shutdown().await;
+}
+
+/// A control group for memory, of version 1 or 2.
+struct MemoryGroup(std::path::PathBuf);
+
+impl MemoryGroup {
+    fn new(limit: usize) -> Option<MemoryGroup> {
+        let places = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        places.into_iter().find_map(|(parent, file)| {
+            let group = MemoryGroup(format!("{parent}/procession-{}", std::process::id()).into());
+            std::fs::create_dir(&group.0).ok()?;
+            std::fs::write(group.0.join(file), limit.to_string()).ok()?;
+            Some(group)
+        })
+    }
+
+    fn add(&self, pid: u32) {
+        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
 }
 
 async fn an_exit_keeps_the_tail_of_stderr(builder: Builder) {

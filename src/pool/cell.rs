@@ -99,6 +99,14 @@ impl Cell {
         TaskId(self.id)
     }
 
+    /// What people see of the task.
+    pub(super) fn description(&self) -> String {
+        match self.extra.as_ref().and_then(|extra| extra.name.as_deref()) {
+            Some(name) => format!("\"{name}\", {}", self.label),
+            None => self.label.to_string(),
+        }
+    }
+
     /// The encoded arguments, until the task is resolved.
     pub(super) fn body(&self) -> Bytes {
         match &*self.slot() {

@@ -7,7 +7,7 @@ use super::state::ReadyLink;
 use crate::process::{Follower, Killer, Process, Tail};
 use crate::sys::child::{Ended, exit_code, exit_signal};
 use crate::sys::fault::STACK_OVERFLOW;
-use crate::sys::monotonic_now;
+use crate::sys::{monotonic_now, oom_kills};
 use crate::task::{ExitCause, ExitReport, PoolError, WorkerExit};
 use crate::wire::{Batch, Incoming, PROTOCOL, Page, Reply, Request, Setup, build_identity};
 use futures::future::{BoxFuture, FutureExt};
@@ -19,6 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a started worker may take to say its first word, before the initializer.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a worker may take to end once its pipe of results has.
+const WAY_OUT: Duration = Duration::from_millis(100);
 
 /// How much is read at once.
 const READ_SIZE: usize = 64 * 1024;
@@ -52,11 +55,18 @@ pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: Can
     let violation = life.listen(&shared, worker).await;
     let mut report = life.bury().await;
     explain(&mut report, &shared, worker, violation);
+    if report.cause == ExitCause::Signalled && report.signal == Some(libc::SIGKILL) {
+        life.blame_for_kill(&mut report);
+    }
     shared.worker_gone(worker, &WorkerExit(Arc::new(report)));
 }
 
 struct Life {
     pid: u32,
+    /// How many processes the kernel had ended for want of memory when this one was started.
+    oom_kills: u64,
+    /// It has closed its pipe of results.
+    has_hung_up: bool,
     started: Instant,
     outlet: Arc<Outlet>,
     results: pipe::Receiver,
@@ -88,6 +98,8 @@ impl Life {
         let page = process.page.map(Arc::new);
         Life {
             pid: process.pid,
+            oom_kills: oom_kills(),
+            has_hung_up: false,
             started: Instant::now(),
             outlet: Arc::new(Outlet::new(process.requests, page.clone())),
             results: process.results,
@@ -199,9 +211,7 @@ impl Life {
                         biased;
                         read = self.results.read_buf(self.incoming.buffer(READ_SIZE)) => {
                             if !matches!(read, Ok(1..)) {
-                                // Without its results it is of no use, should it still live.
-                                self.killer.kill();
-                                let end = self.ended.as_mut().await;
+                                let end = self.end_without_results().await;
                                 return self.hear_the_rest(end, shared, worker);
                             }
                         }
@@ -211,6 +221,19 @@ impl Life {
                     self.incoming.wake();
                 }
                 Ok(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// The pipe of results has ended, which a process does on its way out. Without its results a
+    /// worker is of no use, should it still live.
+    async fn end_without_results(&mut self) -> Option<Ended> {
+        match tokio::time::timeout(WAY_OUT, self.ended.as_mut()).await {
+            Ok(end) => end,
+            Err(_) => {
+                self.has_hung_up = true;
+                self.killer.kill();
+                self.ended.as_mut().await
             }
         }
     }
@@ -272,11 +295,25 @@ impl Life {
                 (Some(_), None) => ExitCause::Exited,
             },
             detail: None,
+            task: None,
             stderr_tail: self.stderr.0.text(),
             stdout_tail: self.stdout.0.text(),
             max_rss: end.map_or(0, |end| end.max_rss),
             cpu_time: Duration::from_nanos(end.map_or(0, |end| end.cpu)),
         }
+    }
+
+    /// Finds out who killed a worker. The pool would have said why.
+    fn blame_for_kill(&self, report: &mut ExitReport) {
+        let blame = if self.has_hung_up {
+            "by the pool, since it had closed the pipe of its results"
+        } else if oom_kills() > self.oom_kills {
+            report.cause = ExitCause::OutOfMemory;
+            "it was killed, and the kernel has killed processes for want of memory meanwhile"
+        } else {
+            "not by the pool"
+        };
+        report.detail = Some(blame.into());
     }
 }
 
@@ -319,6 +356,8 @@ fn explain(report: &mut ExitReport, shared: &Shared, worker: WorkerKey, violatio
         report.cause = ExitCause::CpuTime;
     } else if is_out_of_memory(report, shared.settings.limits.memory) {
         report.cause = ExitCause::OutOfMemory;
+        let limit = shared.settings.limits.memory;
+        report.detail = limit.map(|limit| format!("it may have {} MiB", limit >> 20));
     }
 }
 

@@ -277,7 +277,7 @@ impl Shared {
     pub(super) fn worker_gone(self: &Arc<Self>, worker: WorkerKey, exit: &WorkerExit) {
         self.with(|state, chores, now| {
             chores.died = Some(exit.clone());
-            state.scheduler.worker_gone(worker, now, &state.links);
+            state.scheduler.worker_gone(worker, exit, now, &state.links);
             state.links.set(worker, None);
         });
     }

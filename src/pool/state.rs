@@ -225,7 +225,8 @@ impl State {
         match action {
             Action::Send { worker, seq, task } => self.send(worker, seq, task, chores),
             Action::Resolve(cell, verdict) => {
-                let outcome = outcome_of(verdict, chores.died.as_ref());
+                let died = chores.died.as_ref().map(|exit| (exit, &*cell));
+                let outcome = outcome_of(verdict, died);
                 chores.resolved.push((cell, outcome));
             }
             Action::Start(worker) => {
@@ -295,11 +296,11 @@ impl State {
     }
 }
 
-fn outcome_of(verdict: Verdict, died: Option<&WorkerExit>) -> Outcome {
+fn outcome_of(verdict: Verdict, died: Option<(&WorkerExit, &Cell)>) -> Outcome {
     let error = match (verdict, died) {
         (Verdict::Cancelled, _) => TaskError::Cancelled,
         (Verdict::TimedOut(limit), _) => TaskError::TimedOut { limit: Duration::from_nanos(limit) },
-        (Verdict::Died, Some(exit)) => TaskError::WorkerDied(exit.clone()),
+        (Verdict::Died, Some((exit, cell))) => TaskError::WorkerDied(exit.while_running(cell.description())),
         (Verdict::Broken(cause), _) => TaskError::PoolBroken(cause),
         (Verdict::ShutDown, _) | (Verdict::Died, None) => TaskError::ShutDown,
     };

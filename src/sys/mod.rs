@@ -31,6 +31,13 @@ pub(crate) fn thread_count() -> std::io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
+/// How many processes of this machine the kernel has ended for want of memory, as far as it tells.
+pub(crate) fn oom_kills() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    line.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
 /// Resident memory of a process in bytes, or 0 when it cannot be told (any more).
 pub(crate) fn resident_bytes(pid: u32) -> u64 {
     let pages = std::fs::read_to_string(format!("/proc/{pid}/statm"))

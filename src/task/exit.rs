@@ -12,7 +12,8 @@ pub enum ExitCause {
     Exited,
     /// A signal ended it; see [`WorkerExit::signal`].
     Signalled,
-    /// It ran out of the memory that it was allowed.
+    /// It ran out of the memory that it was allowed; or, as far as can be told, the kernel ended it
+    /// when the machine (or its control group) ran out.
     OutOfMemory,
     /// It used up the processor time that it was allowed.
     CpuTime,
@@ -32,7 +33,7 @@ pub enum ExitCause {
 pub struct WorkerExit(pub(crate) Arc<ExitReport>);
 
 /// The facts behind a [`WorkerExit`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ExitReport {
     pub(crate) pid: u32,
     pub(crate) code: Option<i32>,
@@ -40,6 +41,8 @@ pub(crate) struct ExitReport {
     pub(crate) core_dumped: bool,
     pub(crate) cause: ExitCause,
     pub(crate) detail: Option<String>,
+    /// What people see of the task that ran.
+    pub(crate) task: Option<String>,
     pub(crate) stderr_tail: String,
     pub(crate) stdout_tail: String,
     pub(crate) max_rss: u64,
@@ -47,6 +50,11 @@ pub(crate) struct ExitReport {
 }
 
 impl WorkerExit {
+    /// The same, of a task that ran.
+    pub(crate) fn while_running(&self, task: String) -> WorkerExit {
+        WorkerExit(Arc::new(ExitReport { task: Some(task), ..(*self.0).clone() }))
+    }
+
     /// The process id that it had.
     pub fn pid(&self) -> u32 {
         self.0.pid
@@ -70,6 +78,12 @@ impl WorkerExit {
     /// Why it ended, as far as that can be told.
     pub fn cause(&self) -> ExitCause {
         self.0.cause
+    }
+
+    /// The task that ran, for people: its name if it has one, its function, and where it was
+    /// submitted. `None` only for a worker that died without a task.
+    pub fn task(&self) -> Option<&str> {
+        self.0.task.as_deref()
     }
 
     /// The last that it wrote to standard error: at most 8 KiB, not necessarily UTF-8 in the
@@ -99,33 +113,52 @@ impl WorkerExit {
     }
 }
 
+/// Shows what happened, to which worker and task, and what else may help to find out why.
 impl fmt::Display for WorkerExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = &*self.0;
-        write!(f, "worker {} ", report.pid)?;
-        match report.cause {
+        write!(f, "worker {} {report}", report.pid)?;
+        if let Some(task) = &report.task {
+            write!(f, ", while it ran {task}")?;
+        }
+        if report.max_rss > 0 {
+            write!(f, "; it had up to {} MiB of memory", report.max_rss.div_ceil(1 << 20))?;
+        }
+        report.last_line().map_or(Ok(()), |line| write!(f, "; its last words: {line}"))
+    }
+}
+
+/// What happened.
+impl fmt::Display for ExitReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cause {
+            ExitCause::Exited => match self.code {
+                Some(code) => write!(f, "exited with code {code}")?,
+                None => f.write_str("exited")?,
+            },
+            ExitCause::Signalled => match self.signal {
+                Some(signal) => write!(f, "was ended by {}", SignalName(signal))?,
+                None => f.write_str("was ended by a signal")?,
+            },
             ExitCause::OutOfMemory => f.write_str("ran out of memory")?,
             ExitCause::CpuTime => f.write_str("used up its processor time")?,
             ExitCause::StackOverflow => f.write_str("overflowed its stack")?,
             ExitCause::ProtocolViolation => f.write_str("broke the protocol")?,
             ExitCause::Unresponsive => f.write_str("did not react any more")?,
-            ExitCause::Unknown => f.write_str("is gone")?,
-            ExitCause::Exited | ExitCause::Signalled => f.write_str("died")?,
+            ExitCause::Unknown => f.write_str("is gone with the fork server, which would have told how")?,
         }
-        if let Some(detail) = &report.detail {
+        if let Some(detail) = &self.detail {
             write!(f, " ({detail})")?;
         }
-        if let Some(code) = report.code {
-            write!(f, ", exit code {code}")?;
-        }
-        if let Some(signal) = report.signal {
-            write!(f, ", signal {signal}{}", signal_name(signal))?;
-        }
-        if report.core_dumped {
-            f.write_str(", core dumped")?;
-        }
-        let last_line = report.stderr_tail.lines().rev().find(|line| !line.trim().is_empty());
-        last_line.map_or(Ok(()), |line| write!(f, "; its last words: {}", line.trim()))
+        f.write_str(if self.core_dumped { ", and left a core dump" } else { "" })
+    }
+}
+
+impl ExitReport {
+    /// The last line of standard error that says something.
+    fn last_line(&self) -> Option<&str> {
+        let mut lines = self.stderr_tail.lines().rev().map(str::trim);
+        lines.find(|line| !line.is_empty() && !line.starts_with("note: run with `RUST_BACKTRACE="))
     }
 }
 
@@ -135,22 +168,78 @@ impl fmt::Debug for WorkerExit {
     }
 }
 
-fn signal_name(signal: i32) -> &'static str {
-    match signal {
-        libc::SIGABRT => " (SIGABRT)",
-        libc::SIGBUS => " (SIGBUS)",
-        libc::SIGFPE => " (SIGFPE)",
-        libc::SIGHUP => " (SIGHUP)",
-        libc::SIGILL => " (SIGILL)",
-        libc::SIGINT => " (SIGINT)",
-        libc::SIGKILL => " (SIGKILL)",
-        libc::SIGPIPE => " (SIGPIPE)",
-        libc::SIGQUIT => " (SIGQUIT)",
-        libc::SIGSEGV => " (SIGSEGV)",
-        libc::SIGSYS => " (SIGSYS)",
-        libc::SIGTERM => " (SIGTERM)",
-        libc::SIGTRAP => " (SIGTRAP)",
-        libc::SIGXCPU => " (SIGXCPU)",
-        _ => "",
+/// A signal's number and name.
+struct SignalName(i32);
+
+impl fmt::Display for SignalName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.0 {
+            libc::SIGABRT => "SIGABRT",
+            libc::SIGALRM => "SIGALRM",
+            libc::SIGBUS => "SIGBUS",
+            libc::SIGFPE => "SIGFPE",
+            libc::SIGHUP => "SIGHUP",
+            libc::SIGILL => "SIGILL",
+            libc::SIGINT => "SIGINT",
+            libc::SIGKILL => "SIGKILL",
+            libc::SIGPIPE => "SIGPIPE",
+            libc::SIGQUIT => "SIGQUIT",
+            libc::SIGSEGV => "SIGSEGV",
+            libc::SIGSYS => "SIGSYS",
+            libc::SIGTERM => "SIGTERM",
+            libc::SIGTRAP => "SIGTRAP",
+            libc::SIGUSR1 => "SIGUSR1",
+            libc::SIGUSR2 => "SIGUSR2",
+            libc::SIGXCPU => "SIGXCPU",
+            libc::SIGXFSZ => "SIGXFSZ",
+            other => return write!(f, "signal {other}"),
+        };
+        write!(f, "{name} (signal {})", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(report: ExitReport) -> String {
+        WorkerExit(Arc::new(report)).to_string()
+    }
+
+    fn report(cause: ExitCause) -> ExitReport {
+        ExitReport {
+            pid: 7,
+            code: None,
+            signal: None,
+            core_dumped: false,
+            cause,
+            detail: None,
+            task: None,
+            stderr_tail: String::new(),
+            stdout_tail: String::new(),
+            max_rss: 0,
+            cpu_time: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn an_exit_is_told_in_words() {
+        let told = exit(ExitReport { code: Some(3), ..report(ExitCause::Exited) });
+        assert_eq!(told, "worker 7 exited with code 3");
+        let told = exit(ExitReport {
+            signal: Some(libc::SIGSEGV),
+            core_dumped: true,
+            task: Some("`decode` (submitted at main.rs:1:2)".into()),
+            max_rss: 5_000_000,
+            stderr_tail: "first\nthe end\nnote: run with `RUST_BACKTRACE=1` environment variable\n\n".into(),
+            ..report(ExitCause::Signalled)
+        });
+        assert_eq!(
+            told,
+            "worker 7 was ended by SIGSEGV (signal 11), and left a core dump, while it ran `decode` \
+             (submitted at main.rs:1:2); it had up to 5 MiB of memory; its last words: the end"
+        );
+        let told = exit(ExitReport { signal: Some(44), ..report(ExitCause::Signalled) });
+        assert_eq!(told, "worker 7 was ended by signal 44");
     }
 }

@@ -50,7 +50,7 @@ pub(crate) struct Label {
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (submitted at {})", (self.name)(), self.location)
+        write!(f, "`{}` (submitted at {})", (self.name)(), self.location)
     }
 }
 

@@ -326,7 +326,13 @@ impl<T> Scheduler<T> {
     ///
     /// Its tasks that had begun are resolved as [`Verdict::Died`] unless they are to be retried;
     /// the others go back into the queue.
-    pub(super) fn worker_gone(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
+    pub(super) fn worker_gone(
+        &mut self,
+        worker: WorkerKey,
+        exit: impl std::fmt::Display,
+        now: Nanos,
+        ledger: &dyn Ledger,
+    ) {
         self.take_back_all(worker, ledger);
         let phase = self.slots[worker].phase;
         let slot = self.remove(worker);
@@ -349,7 +355,7 @@ impl<T> Scheduler<T> {
             _ => {
                 // Nobody is to blame but the worker itself: do not start them over and over.
                 self.counts.workers_died += 1;
-                let reason = "a worker died while it had nothing to do".into();
+                let reason = format!("with nothing to do, {exit}");
                 self.health.failed(PoolError::NotReady { reason }, slot.started, now);
             }
         }

@@ -231,7 +231,7 @@ impl World {
 
     fn bury(&mut self, worker: WorkerKey) {
         self.workers.remove(&worker);
-        self.scheduler.worker_gone(worker, self.now, &self.pages);
+        self.scheduler.worker_gone(worker, "it died", self.now, &self.pages);
         self.pages.0.borrow_mut().retain(|(key, _), _| *key != worker);
     }
 
