@@ -23,7 +23,7 @@ pub use sandbox::Sandbox;
 pub(crate) use spawn::Spawn;
 pub(crate) use start::{Preload, Start};
 
-use crate::sys::child::{Ended, ProcessFd};
+use crate::sys::child::Ended;
 use crate::task::PoolError;
 use crate::wire::Page;
 use futures::future::BoxFuture;
@@ -58,11 +58,16 @@ pub(crate) struct Process {
 }
 
 /// Kills one process, and never another that got its pid.
-#[derive(Clone, Debug)]
-pub(crate) struct Killer(Arc<ProcessFd>);
+#[derive(Clone)]
+pub(crate) struct Killer(Arc<dyn Fn() + Send + Sync>);
 
 impl Killer {
+    /// What kills it: at once, or soon, without blocking, and any number of times.
+    pub(crate) fn new(kill: impl Fn() + Send + Sync + 'static) -> Killer {
+        Killer(Arc::new(kill))
+    }
+
     pub(crate) fn kill(&self) {
-        self.0.kill();
+        (self.0)();
     }
 }

@@ -33,7 +33,7 @@ pub enum WorkerStdio {
 }
 
 /// Opens the stream of the program's own that a worker's is passed on to.
-pub(super) type Forward = fn() -> Box<dyn AsyncWrite + Send + Unpin>;
+pub(crate) type Forward = fn() -> Box<dyn AsyncWrite + Send + Unpin>;
 
 pub(super) fn own_stdout() -> Box<dyn AsyncWrite + Send + Unpin> {
     Box::new(tokio::io::stdout())
@@ -90,7 +90,7 @@ impl Output {
     ///
     /// `inherit` says how to forward a stream that is inherited; without it the worker writes to
     /// the program's own directly.
-    pub(super) fn new(stdio: WorkerStdio, inherit: Option<Forward>) -> io::Result<(Output, Option<OwnedFd>)> {
+    pub(crate) fn new(stdio: WorkerStdio, inherit: Option<Forward>) -> io::Result<(Output, Option<OwnedFd>)> {
         let forward = inherit.filter(|_| stdio == WorkerStdio::Inherit);
         let (pipe, theirs) = match stdio {
             WorkerStdio::Inherit if forward.is_none() => (None, None),

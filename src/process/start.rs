@@ -319,7 +319,7 @@ impl Link {
             page: Some(self.page),
             stdout: self.stdout,
             stderr: self.stderr,
-            killer: Killer(process),
+            killer: Killer::new(move || process.kill()),
             ended,
         }
     }

@@ -222,6 +222,22 @@ impl Page {
     }
 }
 
+/// For tests that write where they should not.
+#[cfg(any(test, feature = "internals"))]
+impl Page {
+    /// Where the single words are, the slots, the ring, the arena of requests, and that of results.
+    pub(crate) const PARTS: [std::ops::Range<usize>; 5] =
+        [0..SLOTS_AT, SLOTS_AT..RING_AT, RING_AT..REQUESTS_AT, REQUESTS_AT..RESULTS_AT, RESULTS_AT..WORDS];
+
+    /// All of it.
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        self.0.words()
+    }
+
+    /// The words of the ring's tail, of its head, and of the flag that the pool sleeps.
+    pub(crate) const RING_WORDS: [usize; 3] = [TAIL, HEAD, ASLEEP];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
