@@ -106,6 +106,6 @@ pub use pool::{
 pub use process::{Sandbox, WorkerStdio};
 pub use task::{
     Arguments, CodecError, CodecStage, ExitCause, Never, Panic, PanicLocation, PoolError, Priority,
-    RemoteError, Returned, TaskError, TaskId, WorkerExit,
+    RemoteError, Returned, TaskError, TaskId, TimeoutReport, WorkerExit,
 };
 pub use worker::init;

@@ -2,6 +2,7 @@
 
 mod limits;
 
+use super::inquiry::INQUIRY_LIMIT;
 use super::scheduler::Config;
 use super::shared::{Settings, Shared, nanos};
 use super::{ProcessPool, clock};
@@ -21,6 +22,9 @@ const MAX_DEPTH: u32 = 4;
 
 /// The most bytes of a message: its length travels in 32 bits, with some room for its head.
 const MAX_MESSAGE: u64 = u32::MAX as u64 - (64 << 20);
+
+/// How long a worker that was killed may take to be dead, before its task is given up.
+const DEATH_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long a worker looks out for its next task by default, where it does.
 const LOOK_OUT: Duration = Duration::from_micros(50);
@@ -70,6 +74,7 @@ pub struct Builder {
     limits: Limits,
     queue_capacity: Option<usize>,
     task_timeout: Option<Duration>,
+    timeout_reports: bool,
     cancel_grace: Duration,
     look_out: Option<Duration>,
     max_message_size: u64,
@@ -94,6 +99,7 @@ impl Default for Builder {
             limits: Limits::default(),
             queue_capacity: None,
             task_timeout: None,
+            timeout_reports: false,
             cancel_grace: Duration::from_millis(250),
             look_out: None,
             max_message_size: 256 << 20,
@@ -201,6 +207,33 @@ impl Builder {
     /// How long each task may run that says nothing else, counted from when it begins.
     pub fn task_timeout(mut self, timeout: Duration) -> Builder {
         self.task_timeout = Some(timeout);
+        self
+    }
+
+    /// Whether to find out where a task is when its time runs out, for
+    /// [`TaskHandle::timeout_report`](crate::TaskHandle::timeout_report).
+    ///
+    /// The worker is then asked for a backtrace before it is killed, which takes some milliseconds,
+    /// or a second in a large program with debug information; after two seconds it is killed
+    /// without an answer. For that a handler of the signal `SIGRTMAX-1` is installed in workers.
+    ///
+    /// ```
+    /// use procession::{ProcessPool, TaskError};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// let pool = ProcessPool::builder().timeout_reports(true).build()?;
+    /// let sleep = || std::thread::sleep(Duration::from_secs(60));
+    /// let mut handle = pool.task(sleep, ()).timeout(Duration::from_millis(50)).submit();
+    /// assert!(matches!((&mut handle).await, Err(TaskError::TimedOut { .. })));
+    /// println!("{}", handle.timeout_report().unwrap());
+    /// # pool.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn timeout_reports(mut self, wanted: bool) -> Builder {
+        self.timeout_reports = wanted;
         self
     }
 
@@ -321,6 +354,7 @@ impl Builder {
             look_out: self.look_out.unwrap_or_else(|| default_look_out(self.workers)),
             initializer: self.initializer.transpose()?,
             start_timeout: self.start_timeout,
+            timeout_reports: self.timeout_reports,
         };
         let config = Config {
             max_workers: self.workers,
@@ -328,6 +362,9 @@ impl Builder {
             idle_timeout: nanos(self.idle_timeout),
             cancel_grace: nanos(self.cancel_grace),
             max_tasks_per_worker: self.max_tasks_per_worker,
+            death_limit: nanos(
+                DEATH_LIMIT + if self.timeout_reports { INQUIRY_LIMIT } else { Duration::ZERO },
+            ),
         };
         let shared = Arc::new(Shared::new(settings, config, runtime, launcher));
         shared.runtime.spawn(clock::run(shared.clone()));

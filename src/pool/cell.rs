@@ -1,10 +1,10 @@
 //! Where a task and its handle meet.
 
 use super::shared::Shared;
-use crate::task::{Fault, Label, TaskError, TaskId};
+use crate::task::{Fault, Label, TaskError, TaskId, TimeoutReport};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -45,6 +45,8 @@ pub(super) struct Extra {
     pub(super) timeout: Option<u64>,
     /// The place in a bounded queue, given up when the task is resolved.
     pub(super) permit: Mutex<Option<OwnedSemaphorePermit>>,
+    /// Where it was when its time ran out.
+    timeout_report: OnceLock<TimeoutReport>,
     /// How many items a chunk has; 0 for a single task.
     items: usize,
     /// The results of a chunk's items so far.
@@ -65,7 +67,14 @@ impl Extra {
         permit: Option<OwnedSemaphorePermit>,
         items: usize,
     ) -> Extra {
-        Extra { items, name, timeout, permit: Mutex::new(permit), parts: Mutex::default() }
+        Extra {
+            items,
+            name,
+            timeout,
+            permit: Mutex::new(permit),
+            timeout_report: OnceLock::new(),
+            parts: Mutex::default(),
+        }
     }
 }
 
@@ -105,6 +114,18 @@ impl Cell {
             Some(name) => format!("\"{name}\", {}", self.label),
             None => self.label.to_string(),
         }
+    }
+
+    /// Where it was when its time ran out, to be set before it is resolved.
+    pub(super) fn set_timeout_report(&self, report: TimeoutReport) {
+        if let Some(extra) = &self.extra {
+            // Only resolved once.
+            let _ = extra.timeout_report.set(report);
+        }
+    }
+
+    pub(super) fn timeout_report(&self) -> Option<&TimeoutReport> {
+        self.extra.as_ref()?.timeout_report.get()
     }
 
     /// The encoded arguments, until the task is resolved.

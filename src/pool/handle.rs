@@ -1,7 +1,7 @@
 //! What `submit` gives back.
 
 use super::cell::{Cell, Outcome};
-use crate::task::{CodecStage, TaskError, TaskId, from_body};
+use crate::task::{CodecStage, TaskError, TaskId, TimeoutReport, from_body};
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::marker::PhantomData;
@@ -84,6 +84,13 @@ impl<T> TaskHandle<T> {
     pub fn worker_pid(&self) -> Option<u32> {
         let (pid, _) = self.cell.shared.whereabouts(&self.cell).filter(|(_, has_begun)| *has_begun)?;
         Some(pid)
+    }
+
+    /// Where the task was when its time ran out, once its handle has given
+    /// [`TaskError::TimedOut`], if the pool was asked to find out:
+    /// [`Builder::timeout_reports`](crate::Builder::timeout_reports).
+    pub fn timeout_report(&self) -> Option<TimeoutReport> {
+        self.cell.timeout_report().cloned()
     }
 
     pub(super) fn poll_outcome(&self, context: &mut Context<'_>) -> Poll<Outcome> {

@@ -1,5 +1,6 @@
 //! The life of one worker, as a task of the runtime: started, greeted, listened to, buried.
 
+use super::inquiry::Inquiry;
 use super::outlet::Outlet;
 use super::scheduler::{Violation, WorkerKey};
 use super::shared::{Shared, nanos};
@@ -58,7 +59,8 @@ pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: Can
     if report.cause == ExitCause::Signalled && report.signal == Some(libc::SIGKILL) {
         life.blame_for_kill(&mut report);
     }
-    shared.worker_gone(worker, &WorkerExit(Arc::new(report)));
+    let stuck = life.inquiry.as_ref().and_then(|inquiry| inquiry.close(life.page.as_deref()));
+    shared.worker_gone(worker, &WorkerExit(Arc::new(report)), stuck);
 }
 
 struct Life {
@@ -67,6 +69,7 @@ struct Life {
     oom_kills: u64,
     /// It has closed its pipe of results.
     has_hung_up: bool,
+    inquiry: Option<Inquiry>,
     started: Instant,
     outlet: Arc<Outlet>,
     results: pipe::Receiver,
@@ -96,10 +99,13 @@ impl Life {
         let stdout = (process.stdout.tail(), process.stdout.follow(&shared.outputs));
         let stderr = (process.stderr.tail(), process.stderr.follow(&shared.outputs));
         let page = process.page.map(Arc::new);
+        let probe = process.probe.filter(|_| shared.settings.timeout_reports);
+        let inquiry = probe.map(|probe| Inquiry::new(probe, process.killer.clone()));
         Life {
             pid: process.pid,
             oom_kills: oom_kills(),
             has_hung_up: false,
+            inquiry,
             started: Instant::now(),
             outlet: Arc::new(Outlet::new(process.requests, page.clone())),
             results: process.results,
@@ -127,6 +133,7 @@ impl Life {
             stdout: self.stdout.0.clone(),
             stderr: self.stderr.0.clone(),
             is_unresponsive: false,
+            inquiry: self.inquiry.clone(),
             written: 0,
         }
     }
@@ -146,6 +153,7 @@ impl Life {
             build: build_identity(),
             max_message: settings.max_message,
             look_out: nanos(settings.look_out),
+            tells_whereabouts: settings.timeout_reports,
             initializer,
         });
         self.outlet.push(&setup, arguments.unwrap_or_default());

@@ -4,6 +4,7 @@ mod builder;
 mod cell;
 mod clock;
 mod handle;
+mod inquiry;
 mod life;
 mod map;
 mod outlet;

@@ -12,7 +12,7 @@ use super::state::{Chores, Link, ReadyLink, State, Warmth};
 use super::stats::WorkerInfo;
 use crate::process::{Launch, Limits};
 use crate::sys::monotonic_now;
-use crate::task::{Fault, PoolError, TaskError, TaskRef, WorkerExit};
+use crate::task::{Fault, PoolError, TaskError, TaskRef, TimeoutReport, WorkerExit};
 use crate::wire::Batch;
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,6 +35,8 @@ pub(super) struct Settings {
     /// The shim of the initializer, and its arguments.
     pub(super) initializer: Option<(u64, Bytes)>,
     pub(super) start_timeout: Duration,
+    /// Whether to find out where a task is when its time runs out.
+    pub(super) timeout_reports: bool,
 }
 
 /// All that the handles, tasks and threads of a pool share.
@@ -274,8 +276,14 @@ impl Shared {
     }
 
     /// A worker that was ready has ended.
-    pub(super) fn worker_gone(self: &Arc<Self>, worker: WorkerKey, exit: &WorkerExit) {
+    pub(super) fn worker_gone(
+        self: &Arc<Self>,
+        worker: WorkerKey,
+        exit: &WorkerExit,
+        stuck: Option<TimeoutReport>,
+    ) {
         self.with(|state, chores, now| {
+            chores.stuck = stuck;
             chores.died = Some(exit.clone());
             state.scheduler.worker_gone(worker, exit, now, &state.links);
             state.links.set(worker, None);
@@ -321,6 +329,9 @@ impl Shared {
         }
         for (worker, called_off) in chores.start {
             self.runtime.spawn(life::live(self.clone(), worker, called_off));
+        }
+        for inquiry in chores.inquire {
+            self.runtime.spawn(inquiry.run());
         }
         for (cell, outcome) in chores.resolved {
             cell.resolve(outcome);

@@ -1,13 +1,14 @@
 //! What a pool knows, under one lock: the scheduler, and the pool's end of each worker.
 
 use super::cell::{Cell, Outcome};
+use super::inquiry::Inquiry;
 use super::outlet::Outlet;
 use super::scheduler::{
-    Action, Answer, Config, Ledger, Nanos, Scheduler, TaskKey, Terms, Verdict, Violation, WorkerKey,
+    Action, Answer, Config, Kill, Ledger, Nanos, Scheduler, TaskKey, Terms, Verdict, Violation, WorkerKey,
 };
 use crate::process::{Killer, Tail};
 use crate::sys::memory::words_for;
-use crate::task::{PoolError, TaskError, WorkerExit};
+use crate::task::{PoolError, TaskError, TimeoutReport, WorkerExit};
 use crate::wire::{Body, LARGE, Page, Place, Reply, Request, Room, Run};
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -55,6 +56,8 @@ pub(super) struct ReadyLink {
     pub(super) stdout: Tail,
     pub(super) stderr: Tail,
     pub(super) is_unresponsive: bool,
+    /// To find out where it is stuck before it is killed.
+    pub(super) inquiry: Option<Inquiry>,
     /// The number of the last task that was written to the pipe, rather than gathered.
     pub(super) written: u64,
 }
@@ -69,6 +72,14 @@ pub(super) struct Copy {
 }
 
 impl ReadyLink {
+    fn kill(&mut self, why: Kill, chores: &mut Chores) {
+        self.is_unresponsive = why == Kill::Unresponsive;
+        match &self.inquiry {
+            Some(inquiry) if why == Kill::TimedOut => chores.inquire.push(inquiry.clone()),
+            _ => self.killer.kill(),
+        }
+    }
+
     /// Finds room for large arguments in the memory that is shared with the worker.
     fn find_room(&mut self, seq: u64, bytes: usize) -> Option<(Arc<Page>, u64)> {
         let page = self.page.as_ref().filter(|_| bytes >= LARGE)?;
@@ -136,9 +147,12 @@ pub(super) struct Chores {
     pub(super) flush: SmallVec<[Arc<Outlet>; 4]>,
     pub(super) close: SmallVec<[Arc<Outlet>; 1]>,
     pub(super) start: SmallVec<[(WorkerKey, CancellationToken); 1]>,
+    pub(super) inquire: Vec<Inquiry>,
     pub(super) warmed_up: Vec<(oneshot::Sender<Warmth>, Warmth)>,
     /// How the worker ended on whose account tasks are resolved.
     pub(super) died: Option<WorkerExit>,
+    /// Where its task was, if it was killed for its time and that was found out.
+    pub(super) stuck: Option<TimeoutReport>,
     pub(super) has_finished: bool,
     pub(super) rings_earlier: bool,
 }
@@ -226,6 +240,9 @@ impl State {
             Action::Send { worker, seq, task } => self.send(worker, seq, task, chores),
             Action::Resolve(cell, verdict) => {
                 let died = chores.died.as_ref().map(|exit| (exit, &*cell));
+                if let (Verdict::TimedOut(_), Some(report)) = (&verdict, &chores.stuck) {
+                    cell.set_timeout_report(report.clone());
+                }
                 let outcome = outcome_of(verdict, died);
                 chores.resolved.push((cell, outcome));
             }
@@ -243,11 +260,8 @@ impl State {
             Action::Close(worker) => {
                 chores.close.extend(self.links.ready(worker).map(|link| link.outlet.clone()))
             }
-            Action::Kill { worker, unresponsive } => match self.links.0.get_mut(worker) {
-                Some(Some(Link::Ready(link))) => {
-                    link.is_unresponsive = unresponsive;
-                    link.killer.kill();
-                }
+            Action::Kill { worker, why } => match self.links.0.get_mut(worker) {
+                Some(Some(Link::Ready(link))) => link.kill(why, chores),
                 Some(Some(Link::Starting { called_off })) => called_off.cancel(),
                 _ => {}
             },

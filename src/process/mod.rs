@@ -10,6 +10,7 @@ mod control;
 mod fork_server;
 mod limits;
 mod output;
+mod probe;
 mod sandbox;
 mod spawn;
 mod start;
@@ -19,6 +20,7 @@ pub(crate) use fork_server::ForkServer;
 pub(crate) use limits::Limits;
 pub use output::WorkerStdio;
 pub(crate) use output::{Follower, Output, Tail};
+pub(crate) use probe::Probe;
 pub use sandbox::Sandbox;
 pub(crate) use spawn::Spawn;
 pub(crate) use start::{Preload, Start};
@@ -53,6 +55,8 @@ pub(crate) struct Process {
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
     pub(crate) killer: Killer,
+    /// To look at it, if it runs under this kernel.
+    pub(crate) probe: Option<Probe>,
     /// Resolves when the process has ended, to `None` if nobody can tell how.
     pub(crate) ended: BoxFuture<'static, Option<Ended>>,
 }

@@ -4,7 +4,7 @@ use super::channel;
 use super::child::{MARKER, Role};
 use super::control::{Notice, Order, Refusal};
 use super::output::{Forward, Output, WorkerStdio, own_stderr, own_stdout};
-use super::{Killer, Limits, Process};
+use super::{Killer, Limits, Probe, Process};
 use crate::sys::child::{Ended, ProcessFd, try_wait};
 use crate::sys::readiness::{watch_process, watch_socket};
 use crate::task::PoolError;
@@ -319,6 +319,7 @@ impl Link {
             page: Some(self.page),
             stdout: self.stdout,
             stderr: self.stderr,
+            probe: Some(Probe { pid, process: process.clone() }),
             killer: Killer::new(move || process.kill()),
             ended,
         }

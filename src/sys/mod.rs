@@ -10,6 +10,7 @@ pub(crate) mod fault;
 pub(crate) mod fds;
 pub(crate) mod image;
 pub(crate) mod memory;
+pub(crate) mod question;
 pub(crate) mod readiness;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
 pub(crate) mod sandbox;

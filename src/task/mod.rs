@@ -7,6 +7,7 @@ mod exit;
 mod fault;
 mod function;
 mod shape;
+mod stuck;
 
 #[cfg(feature = "internals")]
 pub(crate) use codec::to_body;
@@ -20,6 +21,8 @@ pub(crate) use fault::{PanicReport, PlaceReport};
 pub(crate) use function::Call;
 pub(crate) use function::{Host, Label, TaskRef, resolve};
 pub use shape::{Arguments, Never, Returned};
+pub use stuck::TimeoutReport;
+pub(crate) use stuck::cut;
 
 use std::fmt;
 

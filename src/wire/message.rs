@@ -28,6 +28,8 @@ pub(crate) struct Setup {
     pub(crate) max_message: u64,
     /// How long to look out for the next task before sleeping, in nanoseconds.
     pub(crate) look_out: u64,
+    /// Answer, when asked, where a task is.
+    pub(crate) tells_whereabouts: bool,
     /// The offset of the initializer's shim.
     pub(crate) initializer: Option<u64>,
 }

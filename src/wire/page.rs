@@ -25,6 +25,10 @@ pub(crate) const LARGE: usize = 32 * 1024;
 /// The words of the ring: 256 KiB, which the caches hold, and a few hundred replies.
 const RING: usize = 32 * 1024;
 
+/// The words for where a task was when its time ran out: a length, and 16 KiB; in whole lines of the
+/// cache.
+const WHEREABOUTS: usize = 8 + 2048;
+
 /// The words of an arena: 32 MiB. Only what has been written to takes up memory.
 const ARENA: usize = 4 << 20;
 
@@ -37,7 +41,8 @@ const GIVEN_BACK: usize = 32;
 const POSTED: usize = 40;
 
 const SLOTS_AT: usize = 64;
-const RING_AT: usize = SLOTS_AT + 2 * SLOTS as usize;
+const WHEREABOUTS_AT: usize = SLOTS_AT + 2 * SLOTS as usize;
+const RING_AT: usize = WHEREABOUTS_AT + WHEREABOUTS;
 const REQUESTS_AT: usize = RING_AT + RING;
 const RESULTS_AT: usize = REQUESTS_AT + ARENA;
 const WORDS: usize = RESULTS_AT + ARENA;
@@ -61,6 +66,11 @@ impl Page {
     /// The word for a worker's last words.
     pub(crate) fn last_words(&self) -> &AtomicU64 {
         &self.0.words()[LAST_WORDS]
+    }
+
+    /// The words for where a task was when its time ran out.
+    pub(crate) fn whereabouts(&self) -> &[AtomicU64] {
+        &self.0.words()[WHEREABOUTS_AT..WHEREABOUTS_AT + WHEREABOUTS]
     }
 
     /// The words of an arena that a place names, if it names any.
@@ -114,6 +124,18 @@ impl Page {
     /// When the worker says that it began this task; `None` if it has not begun it.
     pub(crate) fn began_at(&self, seq: u64) -> Option<u64> {
         self.slot(seq).began_at(seq)
+    }
+
+    /// Where the worker says that its task was when its time ran out, if it says so.
+    pub(crate) fn read_whereabouts(&self) -> Option<String> {
+        let (length, words) = self.whereabouts().split_first()?;
+        let length = usize::try_from(length.load(Ordering::Acquire)).ok()?;
+        if length == 0 || length > words.len() * size_of::<u64>() {
+            return None;
+        }
+        let mut text = Vec::new();
+        copy_out(words, length, &mut text);
+        Some(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// The pool is about to write to the request pipe.

@@ -6,7 +6,7 @@ use super::limits::{self, Wear};
 use super::panics;
 use super::replies::Replies;
 use crate::sys::child::exit_now;
-use crate::sys::{fault, monotonic_now};
+use crate::sys::{fault, monotonic_now, question};
 use crate::task::{self, Call, Fault, Host, PanicReport};
 use crate::wire::{Frame, FrameError, PROTOCOL, Page, Reply, Request, Run, Setup, build_identity};
 use bytes::Bytes;
@@ -140,6 +140,9 @@ impl Bench {
         }
         self.max_message = setup.max_message;
         self.inbox.look_out(self.page, setup.look_out);
+        if let Some(page) = self.page.filter(|_| setup.tells_whereabouts) {
+            question::answer_in(page.whereabouts());
+        }
         let Some(initializer) = setup.initializer else { return Ok(()) };
         let done = self.call(initializer, arguments);
         flush_stdout();

@@ -28,15 +28,12 @@ use queue::{Entry, Queue};
 use slab::Slab;
 use slot::{Fate, Phase, Sent, Slot};
 pub(super) use terms::{
-    Action, Answer, Config, Counts, Ledger, Nanos, TaskKey, Terms, Verdict, Violation, WorkerKey,
+    Action, Answer, Config, Counts, Kill, Ledger, Nanos, TaskKey, Terms, Verdict, Violation, WorkerKey,
     WorkerPhase, WorkerView,
 };
 
 /// How long a worker that was told to end may take.
 const CLOSE_LIMIT: Nanos = 2_000_000_000;
-
-/// How long a worker that was killed may take to be dead, before its task is given up.
-const DEATH_LIMIT: Nanos = 1_000_000_000;
 
 /// How long a worker that says that it is dying may take.
 const DYING_LIMIT: Nanos = 10_000_000_000;
@@ -395,7 +392,7 @@ impl<T> Scheduler<T> {
             }
             let workers: Vec<_> = self.slots.iter().map(|(worker, _)| worker).collect();
             for worker in workers {
-                self.kill(worker, false);
+                self.kill(worker, Kill::Unwanted);
             }
         }
         self.settle(now, ledger);

@@ -37,6 +37,8 @@ pub(in crate::pool) struct Config {
     pub(in crate::pool) idle_timeout: Nanos,
     pub(in crate::pool) cancel_grace: Nanos,
     pub(in crate::pool) max_tasks_per_worker: u64,
+    /// How long a worker whose task's time ran out may take to be dead, before the task is given up.
+    pub(in crate::pool) death_limit: Nanos,
 }
 
 /// How a task is to be run.
@@ -75,7 +77,7 @@ pub(in crate::pool) enum Action<T> {
     },
     Kill {
         worker: WorkerKey,
-        unresponsive: bool,
+        why: Kill,
     },
     /// End its stream of requests, so that it ends by itself.
     Close(WorkerKey),
@@ -84,6 +86,17 @@ pub(in crate::pool) enum Action<T> {
     WarmedUp(Result<(), PoolError>),
     /// Nothing is left to be done.
     Terminated,
+}
+
+/// Why a worker is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pool) enum Kill {
+    /// It is not wanted any more.
+    Unwanted,
+    /// It has not reacted.
+    Unresponsive,
+    /// Its task's time has run out.
+    TimedOut,
 }
 
 /// What a worker has answered.

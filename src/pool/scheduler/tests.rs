@@ -122,6 +122,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 impl World {
     fn new(max_workers: usize, min_workers: usize, max_tasks: u64) -> World {
         let config = Config {
+            death_limit: 1_000_000_000,
             max_workers,
             min_workers,
             idle_timeout: 50 * MILLISECOND,

@@ -2,7 +2,7 @@
 
 use super::queue::Entry;
 use super::slot::{Fate, Phase, STALL, Slot, UNRESPONSIVE};
-use super::{Action, CLOSE_LIMIT, DEATH_LIMIT, Ledger, Nanos, Place, Scheduler, Stage, Verdict, WorkerKey};
+use super::{Action, CLOSE_LIMIT, Kill, Ledger, Nanos, Place, Scheduler, Stage, Verdict, WorkerKey};
 use crate::task::PoolError;
 
 /// Tasks.
@@ -169,13 +169,13 @@ impl<T> Scheduler<T> {
         self.kill_at(worker, now.saturating_add(CLOSE_LIMIT), u64::MAX);
     }
 
-    pub(super) fn kill(&mut self, worker: WorkerKey, unresponsive: bool) {
+    pub(super) fn kill(&mut self, worker: WorkerKey, why: Kill) {
         // One that is starting stays so until its start has failed.
         if !matches!(self.slots[worker].phase, Phase::Starting | Phase::Dying) {
             self.set_phase(worker, Phase::Dying);
         }
         if !std::mem::replace(&mut self.slots[worker].is_killed, true) {
-            self.actions.push(Action::Kill { worker, unresponsive });
+            self.actions.push(Action::Kill { worker, why });
         }
         self.slots[worker].kill_at = Nanos::MAX;
         self.rearm(worker);
@@ -290,7 +290,7 @@ impl<T> Scheduler<T> {
         let workers: Vec<_> = self.slots.iter().map(|(worker, slot)| (worker, slot.phase)).collect();
         for (worker, phase) in workers {
             match phase {
-                Phase::Starting => self.kill(worker, false),
+                Phase::Starting => self.kill(worker, Kill::Unwanted),
                 Phase::Ready if self.slots[worker].sent.is_empty() => self.close(worker, now),
                 _ => {}
             }
@@ -308,7 +308,7 @@ impl<T> Scheduler<T> {
     pub(super) fn attend(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
         let slot = &self.slots[worker];
         if now >= slot.kill_at {
-            self.kill(worker, false);
+            self.kill(worker, Kill::Unwanted);
             self.take_back_all(worker, ledger);
         } else if slot.phase == Phase::Dying {
             self.give_up(worker, now);
@@ -351,8 +351,8 @@ impl<T> Scheduler<T> {
         }
         // It is resolved when the worker is dead: what that had to say by then still counts.
         self.set_fate(worker, head.seq, Fate::TimedOut);
-        self.slots[worker].give_up_at = now.saturating_add(DEATH_LIMIT);
-        self.kill(worker, false);
+        self.slots[worker].give_up_at = now.saturating_add(self.config.death_limit);
+        self.kill(worker, Kill::TimedOut);
         self.take_back_all(worker, ledger);
     }
 
@@ -396,7 +396,7 @@ impl<T> Scheduler<T> {
         let silent = now.saturating_sub(slot.silent_since.max(slot.head_since));
         slot.stall_at = now.saturating_add(waited.clamp(STALL, UNRESPONSIVE / 10));
         if silent >= UNRESPONSIVE {
-            self.kill(worker, true);
+            self.kill(worker, Kill::Unresponsive);
         }
         // It may just not have got a processor yet; but whoever has one may as well begin.
         if silent >= 4 * STALL {
