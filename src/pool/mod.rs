@@ -4,6 +4,8 @@ mod builder;
 mod cell;
 mod clock;
 mod handle;
+#[cfg(test)]
+mod hostile;
 mod inquiry;
 mod life;
 mod map;
