@@ -65,6 +65,7 @@ impl Stage {
             stderr: theirs,
             page: Arc::new(Page::open(file.as_fd())?),
             killed: killed.clone(),
+            ends_at: None,
             heard: BytesMut::new(),
             last_seq: 0,
             tail: 0,

@@ -18,6 +18,9 @@ use tokio_util::codec::Decoder;
 /// How long a hostile peer goes on that has nothing more to do.
 const LINGER: Duration = Duration::from_millis(60);
 
+/// How long a hostile peer lives at most: it may have stuck itself.
+const LIFETIME: Duration = Duration::from_millis(400);
+
 /// How long what a peer leaves behind goes on.
 const DAUGHTER: Duration = Duration::from_millis(500);
 
@@ -37,6 +40,8 @@ pub(super) struct Peer {
     pub(super) stderr: Option<OwnedFd>,
     pub(super) page: Arc<Page>,
     pub(super) killed: Arc<AtomicBool>,
+    /// When it ends by itself.
+    pub(super) ends_at: Option<Instant>,
     pub(super) heard: BytesMut,
     /// The number of the last task that it read.
     pub(super) last_seq: u64,
@@ -165,6 +170,7 @@ impl Peer {
 /// As no worker should be.
 impl Peer {
     pub(super) fn be_hostile(&mut self, script: &Script) -> Result<(), Over> {
+        self.ends_at = Some(Instant::now() + LIFETIME);
         if script.greets {
             self.greet()?;
         }
@@ -286,9 +292,13 @@ impl Peer {
         self.killed.load(Ordering::Acquire)
     }
 
+    fn is_over(&self) -> bool {
+        self.is_killed() || self.ends_at.is_some_and(|end| Instant::now() > end)
+    }
+
     fn pause(&self, time: Duration) -> Result<(), Over> {
         let until = Instant::now() + time;
-        while !self.is_killed() {
+        while !self.is_over() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(());
@@ -300,7 +310,7 @@ impl Peer {
 
     /// The next request; `None` now and then if there is none.
     fn hear(&mut self, limit: Option<Instant>) -> Result<Option<Frame<Request>>, Over> {
-        let Some(requests) = &mut self.requests else {
+        let Some(mut requests) = self.requests.as_ref() else {
             self.pause(Duration::from_millis(1))?;
             return if limit.is_some() { Ok(None) } else { Err(Over) };
         };
@@ -308,7 +318,7 @@ impl Peer {
         if let Some(frame) = codec.decode(&mut self.heard).map_err(|_| Over)? {
             return Ok(Some(frame));
         }
-        if self.killed.load(Ordering::Acquire) {
+        if self.is_over() {
             return Err(Over);
         }
         if is_ready(requests.as_fd(), PollFlags::IN) {
@@ -328,7 +338,7 @@ impl Peer {
     fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), Over> {
         let Some(results) = &self.results else { return Ok(()) };
         while !bytes.is_empty() {
-            if self.is_killed() {
+            if self.is_over() {
                 return Err(Over);
             }
             match (&**results).write(bytes) {
