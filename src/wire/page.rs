@@ -245,11 +245,18 @@ impl Page {
 }
 
 /// For tests that write where they should not.
-#[cfg(any(test, feature = "internals"))]
+#[cfg(test)]
 impl Page {
-    /// Where the single words are, the slots, the ring, the arena of requests, and that of results.
-    pub(crate) const PARTS: [std::ops::Range<usize>; 5] =
-        [0..SLOTS_AT, SLOTS_AT..RING_AT, RING_AT..REQUESTS_AT, REQUESTS_AT..RESULTS_AT, RESULTS_AT..WORDS];
+    /// Where the single words are, the slots, the ring, the arena of requests, that of results, and
+    /// where a task was.
+    pub(crate) const PARTS: [std::ops::Range<usize>; 6] = [
+        0..SLOTS_AT,
+        SLOTS_AT..WHEREABOUTS_AT,
+        RING_AT..REQUESTS_AT,
+        REQUESTS_AT..RESULTS_AT,
+        RESULTS_AT..WORDS,
+        WHEREABOUTS_AT..RING_AT,
+    ];
 
     /// All of it.
     pub(crate) fn words(&self) -> &[AtomicU64] {

@@ -367,9 +367,9 @@ proptest! {
         asks in prop::collection::vec(ask(), 1..40),
         finish in finish(),
     ) {
-        let before = resident_bytes(None);
+        let before = resident_bytes(std::process::id());
         play(scripts, asks, finish);
-        let after = resident_bytes(None);
+        let after = resident_bytes(std::process::id());
         prop_assert!(after < before + ROOM, "memory has grown from {before} to {after}");
     }
 }
