@@ -7,7 +7,7 @@ use super::Limits;
 use super::channel;
 use super::control::{Notice, Order, Refusal};
 use crate::sys::child::{self, Ended, Forked, ProcessFd};
-use crate::sys::{fds, thread_count};
+use crate::sys::{fds, signals, thread_count};
 use crate::task::{self, Call, Fault, Host, TaskError};
 use crate::wire::{PROTOCOL, Page, build_identity};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -74,6 +74,7 @@ struct Control {
 impl Control {
     /// Greets the program that started this process, and does as it is configured.
     fn open() -> io::Result<Control> {
+        signals::leave_to_the_program();
         fds::close_all_above_stdio();
         let socket = fds::take_control_socket()?;
         let hello = Notice::Hello { protocol: PROTOCOL, build: build_identity() };

@@ -17,6 +17,7 @@ pub(crate) mod sandbox;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
 #[path = "no_sandbox.rs"]
 pub(crate) mod sandbox;
+pub(crate) mod signals;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
 mod syscalls;
 

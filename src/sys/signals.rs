@@ -1,0 +1,76 @@
+//! What signals from outside do to a process that belongs to a pool.
+//!
+//! Many signals are meant for the program but reach all of its processes: `systemctl stop` signals
+//! everything in the service's control group, `pkill -f` everything that looks alike, a shutdown
+//! of the system everything that there is. Workers that died of it would take along the tasks that
+//! the program is about to wait for. So the three signals that ask a program to end do nothing in
+//! the processes of its pools: these end when the program does, or when it says so.
+//!
+//! There are three ways to have it so, and each leaks into the programs that tasks start. An ignored
+//! signal stays ignored in them, and a blocked one blocked, so that nobody could end them by one. A
+//! handler does not outlive `exec`. Its price is that it interrupts the system calls of the thread
+//! that it runs on. The kernel prefers the main thread, where a worker has its watchdog, not its
+//! task; the task thread gets a signal only while another one is under way to the watchdog. Then
+//! `SA_RESTART` hides it from most calls, though not from `poll` and its like.
+
+use super::child::unblock_all_signals;
+
+/// Ask a program to end: from the terminal, from a supervisor, and when the terminal is gone.
+const ENDING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+/// Stop a process that reads from a terminal, or writes to one under `stty tostop`, which has
+/// another process in its foreground, as it has for a worker always: in process groups of their own.
+const TERMINAL: [libc::c_int; 2] = [libc::SIGTTIN, libc::SIGTTOU];
+
+/// Leaves it to the program what signals from outside are to mean.
+///
+/// To be called once, early, while this process has one thread.
+pub(crate) fn leave_to_the_program() {
+    for signal in ENDING {
+        // SAFETY: a zeroed sigaction is valid storage that sigaction fills; nothing is installed.
+        let current = unsafe {
+            let mut current: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(signal, std::ptr::null(), &mut current);
+            current.sa_sigaction
+        };
+        // What the program was told to ignore, as by `nohup`, those whom it starts are to ignore too.
+        if current != libc::SIG_DFL {
+            continue;
+        }
+        // SAFETY: a zeroed sigaction is valid storage; the handler has the SA_SIGINFO signature and
+        // only does what is async-signal-safe.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_ending as extern "C" fn(_, _, _) as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
+    }
+    for signal in TERMINAL {
+        // No handler would do: the kernel would try the write again, for ever. Nor is it bad for the
+        // programs that tasks start, which are in the background as well: reading fails instead of
+        // stopping them with the task that waits for them.
+        // SAFETY: setting a signal to be ignored installs no code.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    // The thread that started this process may have had some blocked.
+    unblock_all_signals();
+}
+
+/// Does nothing, unless the process has sent the signal to itself: that is the task's own doing.
+extern "C" fn on_ending(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler, and one with a code of
+    // this kind has a sender; getpid has no preconditions.
+    let is_own = unsafe {
+        matches!((*info).si_code, libc::SI_USER | libc::SI_TKILL | libc::SI_QUEUE)
+            && (*info).si_pid() == libc::getpid()
+    };
+    if is_own {
+        // SAFETY: setting a signal to its default installs no code; both calls are
+        // async-signal-safe. The signal is blocked in here, and ends the process on return.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    }
+}
