@@ -235,6 +235,8 @@ impl Server {
         if !child::die_with_parent(self.pid) {
             child::exit_now(1);
         }
+        // What a task sends to its whole process group is not for the other workers.
+        let _ = rustix::process::setpgid(None, None);
         // These are the fork server's business. Nothing else of it is open here.
         for inherited in [&self.control.socket, &self.children_ended] {
             fds::close_inherited(inherited);
