@@ -5,7 +5,7 @@ use super::outlet::Outlet;
 use super::scheduler::{Violation, WorkerKey};
 use super::shared::{Shared, nanos};
 use super::state::ReadyLink;
-use crate::process::{Follower, Killer, Process, Tail};
+use crate::process::{Follower, Killer, Process, Tail, within};
 use crate::sys::child::{Ended, exit_code, exit_signal};
 use crate::sys::fault::STACK_OVERFLOW;
 use crate::sys::{monotonic_now, oom_kills};
@@ -189,7 +189,7 @@ impl Life {
             Err(not_ready(format!("{exit}")))
         };
         tokio::select! {
-            reply = tokio::time::timeout(limit, reply) => {
+            reply = within(limit, reply) => {
                 reply.unwrap_or_else(|_| Err(not_ready(format!("the worker was not ready within {limit:?}"))))
             }
             // A long argument of the initializer may not fit into the pipe at once.

@@ -2,6 +2,7 @@
 
 use super::child::Role;
 use super::control::Notice;
+use super::patience::within;
 use super::start::{ChildGuard, END_DEADLINE, HELLO_DEADLINE, Link, Start, hang_up, receive, start_error};
 use super::{Launch, Process};
 use crate::sys::child::{Ended, ProcessFd};
@@ -66,7 +67,7 @@ impl ForkServer {
             server.forget(id);
             return Err(start_error(error));
         }
-        let (pid, process) = match tokio::time::timeout(HELLO_DEADLINE, forked).await {
+        let (pid, process) = match within(HELLO_DEADLINE, forked).await {
             Ok(Ok(forked)) => forked?,
             Ok(Err(_)) => return Err(server_died()),
             Err(_) => {
@@ -228,7 +229,7 @@ async fn await_end(
             None
         }
         // A fork server that is stopped, or worse, would never say so.
-        Some(_) = has_ended(watched.as_ref()) => match tokio::time::timeout(NOTICE_DEADLINE, ended).await {
+        Some(_) = has_ended(watched.as_ref()) => match within(NOTICE_DEADLINE, ended).await {
             Ok(told) => told.ok(),
             Err(_) => {
                 server.process.kill();

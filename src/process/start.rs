@@ -4,6 +4,7 @@ use super::channel;
 use super::child::{MARKER, Role};
 use super::control::{Notice, Order, Refusal};
 use super::output::{Forward, Output, WorkerStdio, own_stderr, own_stdout};
+use super::patience::within;
 use super::{Killer, Limits, Probe, Process};
 use crate::sys::child::{Ended, ProcessFd, try_wait};
 use crate::sys::readiness::{watch_process, watch_socket};
@@ -120,7 +121,7 @@ impl Start {
             child.socket = Some(socket.clone());
         }
         let started = Started { socket, child };
-        match tokio::time::timeout(HELLO_DEADLINE, self.greet(role, &started)).await {
+        match within(HELLO_DEADLINE, self.greet(role, &started)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error),
             Err(_) => {
@@ -209,7 +210,7 @@ impl Start {
         send(&started.socket, &order, &fds).await.map_err(start_error)?;
         // Preloading takes what it takes; shutting the pool down ends it.
         let limit = if arguments.is_some() { Duration::MAX } else { HELLO_DEADLINE };
-        let configured = tokio::time::timeout(limit, receive(&started.socket)).await;
+        let configured = within(limit, receive(&started.socket)).await;
         match configured.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(Some((Notice::Configured { refused: None }, _))) => Ok(()),
             Ok(Some((Notice::Configured { refused: Some(refusal) }, _))) => Err(match refusal {

@@ -38,6 +38,9 @@ const CLOSE_LIMIT: Nanos = 2_000_000_000;
 /// How long a worker that says that it is dying may take.
 const DYING_LIMIT: Nanos = 10_000_000_000;
 
+/// An alarm that is this late tells that the pool was held up itself.
+const HELD_UP: Nanos = 1_000_000_000;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Running,
@@ -95,6 +98,10 @@ pub(super) struct Scheduler<T> {
     stop_at: Nanos,
     /// The earliest alarm, unless it has become later since.
     next_alarm: Nanos,
+    /// When it last came to light that the pool had been held up: the program was stopped, or did
+    /// something else on the thread of a runtime that has one. Its workers may have been stopped
+    /// too, and what they have said meanwhile is still unread, so none is to blame for that time.
+    held_up: Nanos,
     counts: Counts,
     pub(super) actions: Vec<Action<T>>,
 }
@@ -116,6 +123,7 @@ impl<T> Scheduler<T> {
             is_warming: false,
             stop_at: Nanos::MAX,
             next_alarm: Nanos::MAX,
+            held_up: 0,
             counts: Counts::default(),
             actions: Vec::new(),
         }
@@ -405,6 +413,9 @@ impl<T> Scheduler<T> {
 
     /// Time has passed.
     pub(super) fn tick(&mut self, now: Nanos, ledger: &dyn Ledger) {
+        if now.saturating_sub(self.next_alarm) > HELD_UP {
+            self.held_up = now;
+        }
         if now >= self.stop_at {
             self.stop_at = Nanos::MAX;
             self.stop(now, ledger);

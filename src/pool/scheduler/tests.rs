@@ -15,6 +15,7 @@ struct Pages(RefCell<HashMap<(WorkerKey, u64), Page>>);
 enum Page {
     Offered,
     Begun(Nanos),
+    Finished(Nanos),
     TakenBack,
 }
 
@@ -29,8 +30,8 @@ impl Ledger for Pages {
         page.map(|page| *page = Page::TakenBack).is_some()
     }
 
-    fn is_finished(&self, _: WorkerKey, _: u64) -> bool {
-        false
+    fn is_finished(&self, worker: WorkerKey, seq: u64) -> bool {
+        matches!(self.0.borrow().get(&(worker, seq)), Some(Page::Finished(_)))
     }
 
     fn written(&self, _: WorkerKey) -> u64 {
@@ -39,7 +40,7 @@ impl Ledger for Pages {
 
     fn began_at(&self, worker: WorkerKey, seq: u64) -> Option<Nanos> {
         match self.0.borrow().get(&(worker, seq)) {
-            Some(Page::Begun(at)) => Some(*at),
+            Some(Page::Begun(at) | Page::Finished(at)) => Some(*at),
             _ => None,
         }
     }
@@ -427,6 +428,60 @@ fn a_worker_that_does_not_begin_what_it_was_sent_is_killed_and_the_task_runs_els
     }
     assert!(world.open.is_empty());
     assert_eq!(world.workers[&hung].life, Life::Killed);
+}
+
+/// The program is stopped for half a minute, with its worker or without.
+fn stop_and_continue(world: &mut World) {
+    world.now += 30_000 * MILLISECOND;
+    world.scheduler.tick(world.now, &world.pages);
+    world.act();
+}
+
+/// Half a minute goes by, and the pool sees to its alarms.
+fn wait_half_a_minute(world: &mut World) {
+    for _ in 0..300 {
+        world.now += 100 * MILLISECOND;
+        world.scheduler.tick(world.now, &world.pages);
+        world.act();
+    }
+}
+
+#[test]
+fn a_worker_is_not_to_blame_for_the_time_in_which_the_pool_was_held_up() {
+    let mut world = world_of(1);
+    submit(&mut world);
+    let worker = *world.workers.keys().next().unwrap();
+    for _ in 0..3 {
+        stop_and_continue(&mut world);
+        assert_eq!(world.workers[&worker].life, Life::Ready);
+    }
+    world.apply(&Event::Step(0));
+    world.apply(&Event::Step(0));
+    assert!(world.open.is_empty());
+    // That is no excuse for ever.
+    submit(&mut world);
+    stop_and_continue(&mut world);
+    wait_half_a_minute(&mut world);
+    assert_eq!(world.workers[&worker].life, Life::Killed);
+}
+
+#[test]
+fn a_task_that_finished_while_the_pool_was_held_up_has_not_run_out_of_time() {
+    for is_finished in [true, false] {
+        let mut world = world_of(1);
+        world.apply(&Event::Submit { priority: 1, timeout: Some(10), retries: 0 });
+        world.apply(&Event::Step(0));
+        let worker = *world.workers.keys().next().unwrap();
+        if is_finished {
+            world.pages.0.borrow_mut().insert((worker, 1), Page::Finished(world.now));
+        }
+        stop_and_continue(&mut world);
+        let life = if is_finished { Life::Ready } else { Life::Killed };
+        assert_eq!(world.workers[&worker].life, life);
+        // One that says so and does not answer is found out.
+        wait_half_a_minute(&mut world);
+        assert_eq!(world.workers[&worker].life, Life::Killed);
+    }
 }
 
 #[test]

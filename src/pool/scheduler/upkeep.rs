@@ -339,7 +339,8 @@ impl<T> Scheduler<T> {
             return;
         };
         let due = began.saturating_add(task.timeout);
-        let limit = slot.head_since.saturating_add(task.timeout).saturating_add(UNRESPONSIVE);
+        let limit =
+            slot.head_since.saturating_add(task.timeout).max(self.held_up).saturating_add(UNRESPONSIVE);
         if now < due {
             slot.timeout_at = due;
             return;
@@ -393,7 +394,7 @@ impl<T> Scheduler<T> {
             slot.stall_at = Nanos::MAX;
             return self.take_back_behind(worker, head.seq, ledger);
         }
-        let silent = now.saturating_sub(slot.silent_since.max(slot.head_since));
+        let silent = now.saturating_sub(slot.silent_since.max(slot.head_since).max(self.held_up));
         slot.stall_at = now.saturating_add(waited.clamp(STALL, UNRESPONSIVE / 10));
         if silent >= UNRESPONSIVE {
             self.kill(worker, Kill::Unresponsive);
