@@ -1,0 +1,28 @@
+//! Rounds of faults: many tasks, of many kinds, from many threads, while workers and fork servers
+//! are killed and stopped, and in the end what must hold whatever happens.
+//!
+//! Everything that is chosen in a round is chosen by its seed and its number (`plan`), so that it
+//! can be played again; what the kernel makes of it differs from time to time all the same.
+//! `play` goes through a round, `submit` and `streams` submit its tasks (`deeds` in the workers),
+//! `strikes` makes the faults from outside, `check` says what is wrong.
+
+#![allow(dead_code, unreachable_pub, unsafe_code)] // the tests and the example use a part each
+
+mod board;
+mod check;
+mod deeds;
+mod kinds;
+mod plan;
+mod play;
+mod round;
+mod streams;
+mod strikes;
+mod submit;
+mod system;
+mod tally;
+mod watchdog;
+
+pub use plan::Plan;
+pub use play::{play, prepare};
+pub use system::Holdings;
+pub use tally::Tally;

@@ -1,0 +1,192 @@
+//! What a round is to be: made from a seed and a number, and from nothing else.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use procession::{Builder, ProcessPool, StartMethod, WorkerStdio};
+
+use super::kinds::{End, Fault, Kind};
+
+/// The most tasks that a round submits, the items of maps not counted.
+const MOST: usize = 320;
+
+/// Ids of the items of the map that is task `id` begin here.
+pub const ITEMS: u32 = 400;
+pub const ITEMS_EACH: u32 = 40;
+
+/// So many threads submit.
+pub const SUBMITTERS: usize = 8;
+
+/// One task to be submitted.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub id: u32,
+    pub kind: Kind,
+    /// Whatever there is to choose about the kind.
+    pub dice: u64,
+    /// Which of the round's pools.
+    pub pool: usize,
+}
+
+/// A fault from outside, and when: after so many tasks are resolved.
+#[derive(Clone, Debug)]
+pub struct Strike {
+    pub after: u64,
+    pub fault: Fault,
+    pub dice: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub round: u64,
+    pub method: StartMethod,
+    pub pools: Vec<Settings>,
+    pub runtime_threads: usize,
+    pub jobs: Vec<Job>,
+    /// How many tasks each submitter has under way at most.
+    pub window: usize,
+    pub strikes: Vec<Strike>,
+    pub end: End,
+    /// After how many resolved tasks, for an end in the middle.
+    pub end_after: u64,
+}
+
+/// The settings of a pool.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub workers: usize,
+    pub min_workers: usize,
+    pub idle_timeout: Duration,
+    pub max_tasks_per_worker: Option<u64>,
+    pub queue_capacity: Option<usize>,
+    pub cancel_grace: Duration,
+    pub look_out: Option<Duration>,
+    pub captures: bool,
+    /// How long a worker's initializer takes, in milliseconds.
+    pub dawdle: u64,
+}
+
+impl Plan {
+    /// Even rounds are for the fork server, odd ones for spawned workers.
+    pub fn new(seed: u64, round: u64) -> Plan {
+        let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(round));
+        let method = if round.is_multiple_of(2) { StartMethod::ForkServer } else { StartMethod::Spawn };
+        let turn = round / 2;
+        let pools = (0..if rng.u32(..4) == 0 { 2 } else { 1 }).map(|_| Settings::new(&mut rng)).collect();
+        // Every third round has everything in it; in the others it shows what is due to what.
+        let kinds = if turn.is_multiple_of(3) { Kind::ALL.to_vec() } else { some_kinds(&mut rng) };
+        let jobs = jobs(&mut rng, &kinds, &pools);
+        let count = jobs.len() as u64;
+        let strikes = strikes(&mut rng, method, turn, count);
+        Plan {
+            seed,
+            round,
+            method,
+            runtime_threads: rng.usize(1..=2),
+            window: *rng.choice(&[1, 4, 16, 48]).unwrap(),
+            strikes,
+            end: End::ALL[turn as usize % End::ALL.len()],
+            end_after: rng.u64(count / 3..count),
+            jobs,
+            pools,
+        }
+    }
+
+    /// How to have this very round once more.
+    pub fn replay(&self) -> String {
+        let Plan { seed, round, .. } = self;
+        format!("cargo run --release --example soak -- --seed {seed} --round {round}")
+    }
+}
+
+/// The innocent, and each other kind with a chance of one half.
+fn some_kinds(rng: &mut Rng) -> Vec<Kind> {
+    let everything = rng.bool();
+    Kind::ALL.into_iter().filter(|kind| kind.is_innocent() || everything && rng.bool()).collect()
+}
+
+fn jobs(rng: &mut Rng, kinds: &[Kind], pools: &Vec<Settings>) -> Vec<Job> {
+    let mut deck: Vec<Kind> = kinds.iter().copied().filter(|kind| !kind.is_heavy()).collect();
+    if rng.u32(..4) == 0 {
+        deck.push(Kind::EchoBeyondArena);
+    }
+    let innocent: Vec<Kind> =
+        deck.iter().copied().filter(|kind| kind.is_innocent() && !kind.is_large()).collect();
+    let total = rng.usize(100..MOST);
+    while deck.len() < total {
+        // One in eight is anything, so that whatever goes wrong does so among many that go right.
+        let from = if rng.u32(..8) == 0 { kinds } else { &innocent };
+        deck.extend(rng.choice(from).copied().filter(|kind| !kind.is_heavy()));
+    }
+    rng.shuffle(&mut deck);
+    let number = |(id, kind): (usize, Kind)| Job {
+        id: id as u32,
+        kind,
+        dice: rng.u64(..),
+        pool: rng.usize(..pools.len()),
+    };
+    deck.into_iter().enumerate().map(number).collect()
+}
+
+fn strikes(rng: &mut Rng, method: StartMethod, turn: u64, tasks: u64) -> Vec<Strike> {
+    let possible: Vec<Fault> = Fault::ALL
+        .into_iter()
+        .filter(|fault| method == StartMethod::ForkServer || !fault.needs_server())
+        .collect();
+    // A quarter of the rounds has none, so that nothing in them can be blamed on one.
+    let count = if turn % 4 == 1 { 0 } else { rng.usize(3..12) };
+    let mut strikes: Vec<Strike> = (0..count)
+        .map(|_| {
+            let fault = *rng.choice(&possible).unwrap();
+            // Those that are about starts want to be there when the pool makes them.
+            let after = if fault.is_about_starts() && rng.bool() { 0 } else { rng.u64(..tasks) };
+            Strike { after, fault, dice: rng.u64(..) }
+        })
+        .collect();
+    strikes.sort_by_key(|strike| strike.after);
+    strikes
+}
+
+impl Settings {
+    fn new(rng: &mut Rng) -> Settings {
+        let workers = rng.usize(1..=4);
+        let millis = Duration::from_millis;
+        Settings {
+            workers,
+            min_workers: rng.usize(0..=workers),
+            idle_timeout: *rng.choice(&[millis(5), millis(100), millis(60_000)]).unwrap(),
+            max_tasks_per_worker: rng.bool().then(|| rng.u64(1..40)),
+            queue_capacity: (rng.u32(..3) == 0).then(|| rng.usize(1..80)),
+            cancel_grace: millis(*rng.choice(&[0, 10, 100]).unwrap()),
+            look_out: *rng.choice(&[None, Some(Duration::ZERO), Some(Duration::from_micros(50))]).unwrap(),
+            captures: rng.u32(..3) > 0,
+            dawdle: *rng.choice(&[0, 0, 5, 40]).unwrap(),
+        }
+    }
+
+    pub fn builder(&self, method: StartMethod) -> Builder {
+        let stdio = if self.captures { WorkerStdio::Capture } else { WorkerStdio::Null };
+        let mut builder = ProcessPool::builder()
+            .start_method(method)
+            .workers(self.workers)
+            .min_workers(self.min_workers)
+            .idle_timeout(self.idle_timeout)
+            .cancel_grace(self.cancel_grace)
+            .stdout(stdio)
+            .stderr(stdio);
+        if let Some(tasks) = self.max_tasks_per_worker {
+            builder = builder.max_tasks_per_worker(tasks);
+        }
+        if let Some(tasks) = self.queue_capacity {
+            builder = builder.queue_capacity(tasks);
+        }
+        if let Some(time) = self.look_out {
+            builder = builder.look_out(time);
+        }
+        if self.dawdle > 0 {
+            builder = builder.initializer(super::deeds::dawdle, self.dawdle);
+        }
+        builder
+    }
+}

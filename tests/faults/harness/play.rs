@@ -1,0 +1,188 @@
+//! Plays a round from its beginning to its end.
+
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use procession::{PoolStats, ProcessPool};
+use tokio::runtime::{Builder, Runtime};
+
+use super::check;
+use super::kinds::End;
+use super::plan::{Plan, SUBMITTERS};
+use super::round::Round;
+use super::strikes::strike_all;
+use super::submit::submit_share;
+use super::system::{Holdings, await_nothing_left, forbid_core_dumps};
+use super::tally::Tally;
+use super::watchdog::{SOON, watch};
+
+/// What was wrong, with the command that plays the round again.
+pub type Failure = String;
+
+/// The runtime that handles are awaited on. It is none that a pool lives on, and outlives them all.
+fn observer() -> &'static Runtime {
+    static OBSERVER: OnceLock<Runtime> = OnceLock::new();
+    OBSERVER.get_or_init(|| runtime(2, "observer"))
+}
+
+fn runtime(threads: usize, name: &str) -> Runtime {
+    Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build().unwrap()
+}
+
+/// Lets everything be there that stays for good, before anything is counted.
+pub fn prepare() {
+    forbid_core_dumps();
+    observer();
+    watch(None);
+    let runtime = runtime(1, "first");
+    let pool = ProcessPool::builder().workers(1).runtime(runtime.handle().clone()).build().unwrap();
+    observer().block_on(async {
+        let _ = pool.submit(std::process::id, ()).await;
+        pool.shutdown().await;
+    });
+    runtime.shutdown_timeout(SOON);
+}
+
+/// Plays one round and checks it.
+pub fn play(plan: Plan) -> Result<Tally, Failure> {
+    let before = Holdings::now();
+    let round = Arc::new(Round::new(plan));
+    watch(Some(round.clone()));
+    let stage = Stage::set(&round);
+    let ended = stage.play(&round);
+    round.enter("looking for what is left");
+    let left = await_nothing_left(&round.place, &before);
+    watch(None);
+    let violations = check::violations(&round, &ended, left);
+    if violations.is_empty() {
+        return Ok(check::tally(&round, &ended));
+    }
+    let list = violations.join("\n  ");
+    Err(format!("violations:\n  {list}\n{}\nreplay: {}", round.dump(), round.plan.replay()))
+}
+
+/// How a round has ended.
+pub struct Ended {
+    /// Of each pool, as far as that can be asked.
+    pub stats: Vec<PoolStats>,
+    pub took: Duration,
+    pub complaint: Option<String>,
+}
+
+/// Everything that runs while a round does.
+struct Stage {
+    runtime: Runtime,
+    submitters: Vec<JoinHandle<()>>,
+    striker: JoinHandle<()>,
+}
+
+impl Stage {
+    fn set(round: &Arc<Round>) -> Stage {
+        let runtime = runtime(round.plan.runtime_threads, "pool");
+        let (key, value) = round.mark();
+        let build = |settings: &super::plan::Settings| {
+            let builder = settings.builder(round.plan.method).env(key, value);
+            builder.runtime(runtime.handle().clone()).build().unwrap()
+        };
+        round.state().pools = round.plan.pools.iter().map(build).collect();
+        round.enter("submitting");
+        let submitter = |share| {
+            let round = round.clone();
+            named("submitter", move || submit_share(&round, share, observer().handle()))
+        };
+        let submitters = (0..SUBMITTERS).map(submitter).collect();
+        let striking = round.clone();
+        Stage { runtime, submitters, striker: named("striker", move || strike_all(&striking)) }
+    }
+
+    fn play(self, round: &Arc<Round>) -> Ended {
+        let all = round.plan.jobs.len() as u64;
+        let turn = match round.plan.end {
+            End::Shutdown => all,
+            // The handles outlive the pool's own.
+            End::DropPool => 0,
+            _ => round.plan.end_after,
+        };
+        let is_drop = round.plan.end == End::DropPool;
+        round.wait_until(|state| state.done >= turn && (!is_drop || state.submitting == 0));
+        round.begin_end();
+        round.enter("ending");
+        let start = Instant::now();
+        let pools = round.state().pools.clone();
+        let (rest, complaint) = self.end(round, pools);
+        let took = start.elapsed();
+        round.enter("waiting for the last handles");
+        round.wait_until(|state| state.done == all && state.submitting == 0);
+        let pools = std::mem::take(&mut round.state().pools);
+        let stats = pools.iter().map(ProcessPool::stats).collect();
+        drop(pools);
+        rest.leave();
+        Ended { stats, took, complaint }
+    }
+
+    fn end(self, round: &Arc<Round>, pools: Vec<ProcessPool>) -> (Rest, Option<String>) {
+        let Stage { runtime, submitters, striker } = self;
+        let limit = Duration::from_millis(round.plan.seed % 7 * 40);
+        let each = async |pool: &ProcessPool| match round.plan.end {
+            End::Shutdown | End::ShutdownInTheMiddle => pool.shutdown().await,
+            End::ShutdownNow => pool.shutdown_now().await,
+            End::ShutdownTimeout => pool.shutdown_timeout(limit).await,
+            // Returns at once, as there is nothing left.
+            End::DropRuntime | End::DropPool => pool.shutdown().await,
+        };
+        let mut complaint = None;
+        let mut kept = None;
+        match round.plan.end {
+            End::DropPool => {
+                round.state().pools.clear();
+                drop(pools);
+                complaint = await_end_of_processes(round);
+                kept = Some(runtime);
+            }
+            End::DropRuntime => {
+                drop(runtime);
+                observer().block_on(futures::future::join_all(pools.iter().map(each)));
+            }
+            _ => {
+                observer().block_on(futures::future::join_all(pools.iter().map(each)));
+                kept = Some(runtime);
+            }
+        }
+        (Rest { runtime: kept, submitters, striker }, complaint)
+    }
+}
+
+/// What is there after a pool.
+struct Rest {
+    runtime: Option<Runtime>,
+    submitters: Vec<JoinHandle<()>>,
+    striker: JoinHandle<()>,
+}
+
+impl Rest {
+    fn leave(self) {
+        for thread in self.submitters.into_iter().chain([self.striker]) {
+            thread.join().unwrap();
+        }
+        if let Some(runtime) = self.runtime {
+            runtime.shutdown_timeout(SOON);
+        }
+    }
+}
+
+/// Nothing says when a pool has ended that nobody has a handle to, but that its processes are gone.
+fn await_end_of_processes(round: &Round) -> Option<String> {
+    let start = Instant::now();
+    while !round.processes().is_empty() {
+        if start.elapsed() > SOON {
+            return Some(format!("the pool goes on after its last handle: {:?}", round.processes()));
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    None
+}
+
+fn named(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    thread::Builder::new().name(name.into()).spawn(run).unwrap()
+}

@@ -1,0 +1,4 @@
+//! Rounds of faults; see `harness`.
+#![cfg(target_os = "linux")]
+
+mod harness;
