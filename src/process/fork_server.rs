@@ -62,11 +62,10 @@ impl ForkServer {
         let server = self.server().await?;
         let mut link = Link::new(&self.start).map_err(start_error)?;
         let (id, forked, ended) = server.expect_worker()?;
-        let sent = link.send_start(&server.socket, id).await;
-        if let Err(error) = sent {
-            server.forget(id);
-            return Err(start_error(error));
-        }
+        // Not only if it fails: it may be called off.
+        let unsent = Unsent { server: &server, id };
+        link.send_start(&server.socket, id).await.map_err(start_error)?;
+        std::mem::forget(unsent);
         let (pid, process) = match within(HELLO_DEADLINE, forked).await {
             Ok(Ok(forked)) => forked?,
             Ok(Err(_)) => return Err(server_died()),
@@ -125,6 +124,18 @@ struct Server {
     gone: watch::Sender<bool>,
 }
 
+/// A worker that is expected, but has not been ordered: forgotten when this is dropped.
+struct Unsent<'a> {
+    server: &'a Server,
+    id: u64,
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        lock(&self.server.workers).as_mut().and_then(|workers| workers.remove(&self.id));
+    }
+}
+
 type Fork = Result<(u32, ProcessFd), PoolError>;
 
 /// Whoever waits for word of a worker.
@@ -149,10 +160,6 @@ impl Server {
         let awaited = Awaited { forked: Some(forked), ended };
         lock(&self.workers).as_mut().ok_or_else(server_died)?.insert(id, awaited);
         Ok((id, forked_receiver, ended_receiver))
-    }
-
-    fn forget(&self, id: u64) {
-        lock(&self.workers).as_mut().and_then(|workers| workers.remove(&id));
     }
 
     fn hear(&self, notice: Notice, files: Vec<OwnedFd>) {

@@ -24,7 +24,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// How long a started process may take to say its first word. It does so before `main`, after
 /// no more than loading the program.
@@ -70,6 +72,8 @@ pub(super) struct ChildGuard {
     /// What to hang up on so that it ends by itself, and cleans up, rather than be killed.
     socket: Option<Arc<AsyncFd<OwnedFd>>>,
     reaped: bool,
+    /// Where its end counts as under way.
+    under_way: TaskTracker,
 }
 
 impl ChildGuard {
@@ -88,19 +92,46 @@ impl ChildGuard {
 }
 
 impl Drop for ChildGuard {
+    /// Ends the process. That may take it a while, for which no thread of the runtime is to wait.
     fn drop(&mut self) {
-        if !self.reaped {
-            if let Some(socket) = &self.socket {
-                hang_up(socket);
-                self.process.wait_ended(END_DEADLINE / 4);
-            }
-            self.process.kill();
-            // A killed process ends within milliseconds unless the kernel itself is stuck.
-            self.process.wait_ended(END_DEADLINE);
-            self.reap();
+        if self.reaped {
+            return;
         }
+        let grace = match &self.socket {
+            Some(socket) => {
+                hang_up(socket);
+                END_DEADLINE / 4
+            }
+            None => Duration::ZERO,
+        };
+        let (pid, process, token) = (self.pid, self.process.clone(), self.under_way.token());
+        let end = Ending { pid, process, grace, _token: token };
+        // Without a thread it is ended here after all.
+        let _ = std::thread::Builder::new().name("procession".into()).spawn(move || drop(end));
     }
 }
+
+/// A child that is ended, and reaped, when this is dropped.
+struct Ending {
+    pid: Pid,
+    process: Arc<ProcessFd>,
+    /// How long it may take to end by itself.
+    grace: Duration,
+    _token: TaskTrackerToken,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.process.wait_ended(self.grace);
+        self.process.kill();
+        // A killed process ends within milliseconds unless the kernel itself is stuck.
+        self.process.wait_ended(END_DEADLINE);
+        let _ = try_wait(Some(self.pid));
+    }
+}
+
+/// The pool's end of the control socket, and the process.
+type Executed = io::Result<(OwnedFd, ChildGuard)>;
 
 /// Lets the process at the other end see the end of its control socket.
 pub(super) fn hang_up(socket: &AsyncFd<OwnedFd>) {
@@ -111,9 +142,7 @@ pub(super) fn hang_up(socket: &AsyncFd<OwnedFd>) {
 impl Start {
     /// Starts a process of this very program with the given role, and has it configured.
     pub(super) async fn run(self: &Arc<Self>, role: Role) -> Result<Started, PoolError> {
-        let start = self.clone();
-        // The calling thread is held up until the new process has executed the program.
-        let executed = self.under_way.spawn_blocking(move || start.exec(role)).await;
+        let executed = self.exec_elsewhere(role).map_err(start_error)?.await;
         let (socket, mut child) =
             executed.map_err(|_| PoolError::ShutDown)?.map_err(|error| self.explain(&error))?;
         let socket = Arc::new(watch_socket(socket).map_err(start_error)?);
@@ -143,7 +172,20 @@ impl Start {
         PoolError::Start { reason: format!("executing the program{}: {error}", place.unwrap_or_default()) }
     }
 
-    fn exec(&self, role: Role) -> io::Result<(OwnedFd, ChildGuard)> {
+    /// Executes the program on a thread of its own, which is held up until the new process has got
+    /// that far. The runtime's threads for what blocks may all be taken.
+    fn exec_elsewhere(self: &Arc<Self>, role: Role) -> io::Result<oneshot::Receiver<Executed>> {
+        let (executed, receiver) = oneshot::channel();
+        let (start, token) = (self.clone(), self.under_way.token());
+        std::thread::Builder::new().name("procession".into()).spawn(move || {
+            // A start that was called off ends here, with what it has started.
+            let _ = executed.send(start.exec(role));
+            drop(token);
+        })?;
+        Ok(receiver)
+    }
+
+    fn exec(&self, role: Role) -> Executed {
         let (ours, theirs) = channel::pair()?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         // Not a saved path: a new build may have taken its place meanwhile.
@@ -170,7 +212,8 @@ impl Start {
         match ProcessFd::open(pid) {
             Ok(process) => {
                 let process = Arc::new(process);
-                Ok((ours, ChildGuard { pid, process, socket: None, reaped: false }))
+                let under_way = self.under_way.clone();
+                Ok((ours, ChildGuard { pid, process, socket: None, reaped: false, under_way }))
             }
             Err(error) => {
                 let _ = child.kill();
