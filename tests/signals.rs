@@ -13,6 +13,8 @@ mod common;
 
 #[path = "signals/endings.rs"]
 mod endings;
+#[path = "signals/example.rs"]
+mod example;
 #[path = "signals/outside.rs"]
 mod outside;
 #[path = "signals/program.rs"]
