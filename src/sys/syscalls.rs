@@ -99,11 +99,16 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
         when(libc::SYS_utimensat, vec![vec![by_name]])?;
     }
     // Opening a file for reading, and emptying it while at it. Landlock knows that as writing only
-    // since Linux 6.2.
-    let (mask, truncate) = ((libc::O_ACCMODE | libc::O_TRUNC) as u64, libc::O_TRUNC as u64);
-    when(libc::SYS_openat, vec![vec![masked(2, mask, truncate)?]])?;
+    // since Linux 6.2. Nor for neither reading nor writing, a third way that Linux has, of which
+    // Landlock knows nothing: what is opened so can be locked, emptied and have its mode changed.
+    let (access, truncate) = (libc::O_ACCMODE as u64, libc::O_TRUNC as u64);
+    let opening = |flags| {
+        let emptied = vec![masked(flags, access | truncate, truncate)?];
+        Ok::<_, seccompiler::BackendError>(vec![emptied, vec![masked(flags, access, access)?]])
+    };
+    when(libc::SYS_openat, opening(2)?)?;
     #[cfg(target_arch = "x86_64")]
-    when(libc::SYS_open, vec![vec![masked(1, mask, truncate)?]])?;
+    when(libc::SYS_open, opening(1)?)?;
     // Not what has a signal sent to whatever process is named.
     when(libc::SYS_fcntl, vec![none_of(1, FCNTL)?])?;
     // Not what types into the terminal.
