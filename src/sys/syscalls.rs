@@ -89,10 +89,13 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
     }
     when(libc::SYS_prlimit64, vec![none_of(0, &[0, own])?])?;
     when(libc::SYS_sched_setaffinity, vec![none_of(0, &[0, own])?])?;
-    // Threads, but no processes.
+    // Not into other namespaces, where a process would have all capabilities, nor as children of
+    // who has started this process. Without programs: threads, but no processes.
+    let mut clone = NEVER_CLONED.iter().map(|flag| Ok(vec![has(0, *flag as u64)?])).collect::<Result<Vec<_>, _>>()?;
     if allowed.execute.is_empty() {
-        when(libc::SYS_clone, vec![vec![has_not(0, libc::CLONE_THREAD as u64)?]])?;
+        clone.push(vec![has_not(0, libc::CLONE_THREAD as u64)?]);
     }
+    when(libc::SYS_clone, clone)?;
     if !allowed.write.is_empty() {
         // Of an open file, not of any by its name.
         let by_name = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
@@ -104,7 +107,7 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
     let (access, truncate) = (libc::O_ACCMODE as u64, libc::O_TRUNC as u64);
     let opening = |flags| {
         let emptied = vec![masked(flags, access | truncate, truncate)?];
-        Ok::<_, seccompiler::BackendError>(vec![emptied, vec![masked(flags, access, access)?]])
+        Ok::<_, seccompiler::BackendError>(vec![emptied, vec![has(flags, access)?]])
     };
     when(libc::SYS_openat, opening(2)?)?;
     #[cfg(target_arch = "x86_64")]
@@ -148,6 +151,22 @@ fn masked(argument: u8, mask: u64, value: u64) -> Condition {
 fn has_not(argument: u8, flag: u64) -> Condition {
     masked(argument, flag, 0)
 }
+
+fn has(argument: u8, flag: u64) -> Condition {
+    masked(argument, flag, flag)
+}
+
+/// With any of these, nothing is cloned.
+const NEVER_CLONED: &[i32] = &[
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_PARENT,
+];
 
 /// The operations on open files that are allowed.
 const FCNTL: &[u64] = &[
