@@ -230,7 +230,7 @@ const KNOWN: &[i64] = &[
     // Memory.
     libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise,
     libc::SYS_brk, libc::SYS_mlock, libc::SYS_mlock2, libc::SYS_munlock, libc::SYS_mincore,
-    libc::SYS_msync, libc::SYS_membarrier, libc::SYS_memfd_create,
+    libc::SYS_msync, libc::SYS_membarrier,
     // Threads, and the process itself.
     libc::SYS_clone, libc::SYS_futex, libc::SYS_set_robust_list, libc::SYS_get_robust_list,
     libc::SYS_set_tid_address, libc::SYS_gettid, libc::SYS_getpid, libc::SYS_getppid, libc::SYS_getpgid,
@@ -298,8 +298,8 @@ const REFUSED: &[i64] = &[
     libc::SYS_pidfd_open, libc::SYS_pidfd_getfd, libc::SYS_pidfd_send_signal, libc::SYS_tkill,
     libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo, libc::SYS_setpriority, libc::SYS_ioprio_set,
     libc::SYS_sched_setscheduler, libc::SYS_sched_setparam, libc::SYS_process_madvise,
-    // Memory and messages that processes share by name.
-    libc::SYS_shmget, libc::SYS_shmat, libc::SYS_semget, libc::SYS_msgget, libc::SYS_mq_open,
+    // Memory that no limit counts, and what processes share by name.
+    libc::SYS_memfd_create, libc::SYS_shmget, libc::SYS_shmat, libc::SYS_semget, libc::SYS_msgget, libc::SYS_mq_open,
     // What Landlock does not watch over.
     libc::SYS_truncate, libc::SYS_fchmodat, libc::SYS_fchown, libc::SYS_fchownat, libc::SYS_mknodat,
     libc::SYS_setxattr, libc::SYS_lsetxattr, libc::SYS_fsetxattr, libc::SYS_removexattr,
