@@ -100,6 +100,9 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
         // Of an open file, not of any by its name.
         let by_name = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
         when(libc::SYS_utimensat, vec![vec![by_name]])?;
+        // Who executes such a file would run what the task has written as the program's user.
+        let set_id = [libc::S_ISUID, libc::S_ISGID].map(|bit| has(1, bit.into()).map(|condition| vec![condition]));
+        when(libc::SYS_fchmod, set_id.into_iter().collect::<Result<_, _>>()?)?;
     }
     // Opening a file for reading, and emptying it while at it. Landlock knows that as writing only
     // since Linux 6.2. Nor for neither reading nor writing, a third way that Linux has, of which
