@@ -79,6 +79,10 @@ fn restrict_files(allowed: &Allowed<'_>) -> Result<bool, String> {
     for path in allowed.execute {
         ruleset = allow(ruleset, path, read | AccessFs::Execute)?;
     }
+    if !allowed.execute.is_empty() {
+        // What the standard library gives a child for its standard input, if nothing else is said.
+        ruleset = allow(ruleset, Path::new("/dev/null"), AccessFs::ReadFile | AccessFs::WriteFile)?;
+    }
     let restricted = ruleset.restrict_self();
     let status = restricted.map_err(|error| format!("failed to restrict file access: {error}"))?;
     Ok(status.ruleset == RulesetStatus::FullyEnforced)
