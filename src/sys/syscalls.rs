@@ -91,7 +91,8 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
     when(libc::SYS_sched_setaffinity, vec![none_of(0, &[0, own])?])?;
     // Not into other namespaces, where a process would have all capabilities, nor as children of
     // who has started this process. Without programs: threads, but no processes.
-    let mut clone = NEVER_CLONED.iter().map(|flag| Ok(vec![has(0, *flag as u64)?])).collect::<Result<Vec<_>, _>>()?;
+    let mut clone =
+        NEVER_CLONED.iter().map(|flag| Ok(vec![has(0, *flag as u64)?])).collect::<Result<Vec<_>, _>>()?;
     if allowed.execute.is_empty() {
         clone.push(vec![has_not(0, libc::CLONE_THREAD as u64)?]);
     }
@@ -101,7 +102,8 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
         let by_name = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
         when(libc::SYS_utimensat, vec![vec![by_name]])?;
         // Who executes such a file would run what the task has written as the program's user.
-        let set_id = [libc::S_ISUID, libc::S_ISGID].map(|bit| has(1, bit.into()).map(|condition| vec![condition]));
+        let set_id =
+            [libc::S_ISUID, libc::S_ISGID].map(|bit| has(1, bit.into()).map(|condition| vec![condition]));
         when(libc::SYS_fchmod, set_id.into_iter().collect::<Result<_, _>>()?)?;
     }
     // Opening a file for reading, and emptying it while at it. Landlock knows that as writing only
