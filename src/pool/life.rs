@@ -371,9 +371,15 @@ fn explain(report: &mut ExitReport, shared: &Shared, worker: WorkerKey, violatio
 
 /// Whether a worker was ended for the processor time that it had used. Who catches the first signal
 /// is killed by the second.
+///
+/// The kernel upholds the limit by the ticks of its clock, which may be some percent more than the
+/// time that it reports in the end.
 fn is_out_of_time(report: &ExitReport, limit: Option<Duration>) -> bool {
-    let is_signal = matches!(report.signal, Some(libc::SIGXCPU | libc::SIGKILL));
-    limit.is_some_and(|limit| is_signal && report.cpu_time >= limit)
+    limit.is_some_and(|limit| match report.signal {
+        Some(libc::SIGXCPU) => true,
+        Some(libc::SIGKILL) => report.cpu_time >= limit - limit / 10,
+        _ => false,
+    })
 }
 
 /// Whether a worker died for want of memory: as Rust's allocation failures say, or because it died
