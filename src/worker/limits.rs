@@ -13,7 +13,9 @@ use std::time::Duration;
 /// Puts the limits in place, for this thread and all that it starts; or says why it cannot.
 pub(super) fn apply(limits: &Limits) -> Result<(), String> {
     if let Some(by) = limits.nice {
-        nice(by).map_err(|error| failed("change the nice value", error))?;
+        let what =
+            if by < 0 { "lower the nice value, which needs CAP_SYS_NICE" } else { "raise the nice value" };
+        nice(by).map_err(|error| failed(what, error))?;
     }
     if let Some(core_dumps) = limits.core_dumps.or(limits.sandbox.as_ref().map(|_| false)) {
         let size = if core_dumps { getrlimit(Resource::Core).maximum } else { Some(0) };
@@ -56,7 +58,7 @@ fn set(resource: Resource, limit: Option<u64>) -> rustix::io::Result<()> {
 /// The kernel counts in whole seconds: at the limit it sends SIGXCPU, which tells what was the
 /// matter, and a second later SIGKILL to who has caught that.
 fn limit_cpu(time: Duration) -> rustix::io::Result<()> {
-    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    let seconds = time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
     let hard = getrlimit(Resource::Cpu).maximum.unwrap_or(u64::MAX);
     let limit = |seconds: u64| Some(seconds.min(hard));
     setrlimit(Resource::Cpu, Rlimit { current: limit(seconds), maximum: limit(seconds.saturating_add(1)) })
