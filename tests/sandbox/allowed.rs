@@ -78,7 +78,7 @@ async fn directories_that_may_be_written_are(builder: Builder) {
         file.write_all(b", and more")?;
         file.set_len(12)?;
         file.sync_all()?;
-        file.set_permissions(fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o640)))?;
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o640))?;
         file.set_modified(std::time::SystemTime::UNIX_EPOCH)?;
         file.lock()?;
         file.unlock()?;
