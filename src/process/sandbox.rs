@@ -94,7 +94,8 @@ impl Sandbox {
     }
 
     /// Lets tasks start processes, and execute (and read) a program or those in a directory. These
-    /// are in the same sandbox. A program that is linked dynamically needs its libraries too.
+    /// are in the same sandbox, and may use `/dev/null`. A program that is linked dynamically needs
+    /// its libraries too.
     ///
     /// Tasks can then fork: only the system's limits, such as a cgroup's `pids.max`, bound how
     /// often.

@@ -34,7 +34,8 @@ pub(super) static ESCAPES: &[Escape] = &[
         call(libc::SYS_msgctl, [id, libc::IPC_RMID.into(), 0])
     }),
     escape("a POSIX message queue", message_queue).needs("POSIX message queues"),
-    escape("unshare", |_| call(libc::SYS_unshare, [libc::CLONE_FS.into(), 0, 0])),
+    escape("unshare", |_| call(libc::SYS_unshare, [libc::CLONE_FS.into(), 0, 0]))
+        .needs("no other filter around it"),
     escape("setns", setns).needs("CAP_SYS_ADMIN"),
     escape("mount", mount).needs("CAP_SYS_ADMIN"),
     escape("mount by the newer call", |_| {
