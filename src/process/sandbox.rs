@@ -87,7 +87,8 @@ impl Sandbox {
     }
 
     /// Lets tasks read and write a file, or create, change and remove what they like in a
-    /// directory. It must be there when a worker starts.
+    /// directory. It must be there when a worker starts. Before Linux 5.19 they cannot move a file
+    /// from one directory to another.
     pub fn write(mut self, path: impl Into<PathBuf>) -> Sandbox {
         self.write.push(path.into());
         self

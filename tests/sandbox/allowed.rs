@@ -99,6 +99,11 @@ async fn directories_that_may_be_written_are(builder: Builder) {
     fs::write(&input, "input").unwrap();
     fs::create_dir(&output).unwrap();
     let Some(pool) = caged(builder, Sandbox::new().read(&input).write(&output)) else { return };
+    if landlock_version() < 2 {
+        eprintln!("skipped: before Linux 5.19 a sandbox keeps files in their directories");
+        pool.shutdown().await;
+        return;
+    }
     let written = pool.submit(|input, output| texts(write(input, output)), (input, output)).await.unwrap();
     assert_eq!(written.unwrap(), ["input", "link", "moved", "same", "sub"]);
     pool.shutdown().await;
