@@ -26,6 +26,10 @@ pub(crate) struct Incoming {
     early: Option<Frame<Reply>>,
     /// A mark was seen, and its frame is still to come.
     expects_frame: bool,
+    /// How many records of the ring a bell may still come for: each has one at most.
+    bells: u64,
+    /// There was something in the ring when the pool was about to sleep, so there must be yet.
+    was_kept_awake: bool,
     max_message: u64,
 }
 
@@ -89,6 +93,8 @@ impl Incoming {
             head: 0,
             early: None,
             expects_frame: false,
+            bells: 0,
+            was_kept_awake: false,
             max_message,
         }
     }
@@ -109,10 +115,16 @@ impl Incoming {
     /// Gathers what has come. What came before an error is in the batch.
     pub(crate) fn gather(&mut self, batch: &mut Batch) -> Result<(), FrameError> {
         batch.scratch.clear();
-        while batch.replies.len() < BATCH_REPLIES && batch.scratch.len() < BATCH_BYTES {
+        // Nobody knows yet whether these were asked for, so little is made of many that name one place.
+        let mut fetched = 0;
+        while batch.replies.len() < BATCH_REPLIES && batch.scratch.len() + fetched < BATCH_BYTES {
             let Some((reply, stored)) = self.next(&mut batch.scratch)? else { break };
             let stored = match reply {
-                Reply::Value { seq, place: Some(place), .. } => Stored::Own(self.fetch(seq, place)?),
+                Reply::Value { seq, place: Some(place), .. } => {
+                    let body = self.fetch(seq, place)?;
+                    fetched += body.len();
+                    Stored::Own(body)
+                }
                 _ => stored,
             };
             batch.replies.push((reply, stored));
@@ -129,9 +141,15 @@ impl Incoming {
         };
         if !self.expects_frame {
             let start = scratch.len();
-            match page.pop(&mut self.head, scratch).map_err(|_| FrameError::Garbled)? {
-                Some(Record::Here(_)) => return parse(scratch, start).map(Some),
+            let record = page.pop(&mut self.head, scratch).map_err(|_| FrameError::Garbled)?;
+            let was_kept_awake = std::mem::take(&mut self.was_kept_awake);
+            match record {
+                Some(Record::Here(_)) => {
+                    self.bells += 1;
+                    return parse(scratch, start).map(Some);
+                }
                 Some(Record::InPipe) => self.expects_frame = true,
+                None if was_kept_awake => return Err(FrameError::Garbled),
                 None if self.look_ahead()? => return self.next(scratch),
                 None => return Ok(None),
             }
@@ -157,7 +175,11 @@ impl Incoming {
     fn next_but_bells(&mut self) -> Result<Option<Frame<Reply>>, FrameError> {
         loop {
             match self.next_frame()? {
-                Some(Frame { head: Reply::Bell, .. }) => {}
+                // The record that it rings for is older, and read. So a worker cannot keep the pool
+                // awake by ringing alone.
+                Some(Frame { head: Reply::Bell, .. }) => {
+                    self.bells = self.bells.checked_sub(1).ok_or(FrameError::Garbled)?;
+                }
                 frame => return Ok(frame),
             }
         }
@@ -173,11 +195,15 @@ impl Incoming {
 
     /// Whether the pool may sleep until something comes through the pipe. To be followed by
     /// [`wake`](Self::wake).
-    pub(crate) fn may_sleep(&self) -> bool {
+    pub(crate) fn may_sleep(&mut self) -> bool {
         match &self.page {
             // The frame that is awaited comes through the pipe, whatever else is in the ring.
             Some(_) if self.expects_frame => true,
-            Some(page) => page.sleep(self.head),
+            Some(page) => {
+                let may_sleep = page.sleep(self.head);
+                self.was_kept_awake = !may_sleep;
+                may_sleep
+            }
             None => true,
         }
     }
@@ -197,4 +223,81 @@ fn own(frame: Frame<Reply>) -> (Reply, Stored) {
 fn parse(scratch: &[u8], start: usize) -> Result<(Reply, Stored), FrameError> {
     let (reply, body) = postcard::take_from_bytes(&scratch[start..]).map_err(FrameError::BadHead)?;
     Ok((reply, Stored::Scratch(scratch.len() - body.len()..scratch.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::write_frame;
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::sync::atomic::Ordering;
+
+    const MAX: u64 = 64 << 20;
+
+    struct Scene {
+        incoming: Incoming,
+        /// The worker's view.
+        page: Page,
+        tail: u64,
+    }
+
+    impl Scene {
+        fn new() -> Scene {
+            let (page, file) = Page::create().unwrap();
+            let incoming = Incoming::new(Some(Arc::new(page)), MAX, 1024);
+            Scene { incoming, page: Page::open(file.as_fd()).unwrap(), tail: 0 }
+        }
+
+        fn push(&mut self, reply: &Reply) {
+            self.page.push(&mut self.tail, &postcard::to_stdvec(reply).unwrap()).unwrap();
+        }
+
+        fn write(&mut self, reply: &Reply) {
+            let mut frame = Vec::new();
+            write_frame(reply, 0, &mut frame);
+            self.incoming.bytes.extend_from_slice(&frame);
+        }
+
+        fn gather(&mut self) -> Result<usize, FrameError> {
+            let mut batch = Batch::default();
+            self.incoming.gather(&mut batch)?;
+            Ok(batch.drain().map(|(_, body)| body.as_slice().len()).sum())
+        }
+    }
+
+    #[test]
+    fn a_place_that_is_named_again_and_again_is_not_copied_for_each() {
+        let mut scene = Scene::new();
+        let place = Some(Place { at: 0, bytes: 32 << 20 });
+        for seq in 0..500 {
+            scene.push(&Reply::Value { seq, over_rss_mark: false, place });
+        }
+        assert_eq!(scene.gather().unwrap(), 32 << 20);
+    }
+
+    #[test]
+    fn a_bell_comes_for_a_record_or_is_none() {
+        let mut scene = Scene::new();
+        scene.push(&Reply::Skipped { seq: 1 });
+        scene.write(&Reply::Bell);
+        scene.gather().unwrap();
+        scene.gather().unwrap();
+        scene.write(&Reply::Bell);
+        assert!(matches!(scene.gather(), Err(FrameError::Garbled)));
+    }
+
+    #[test]
+    fn what_keeps_the_pool_awake_is_there_when_it_looks() {
+        let mut scene = Scene::new();
+        assert!(scene.incoming.may_sleep());
+        scene.incoming.wake();
+        scene.push(&Reply::Skipped { seq: 1 });
+        assert!(!scene.incoming.may_sleep());
+        scene.gather().unwrap();
+        let tail = &scene.page.words()[Page::RING_WORDS[0]];
+        let empty = tail.fetch_add(2, Ordering::SeqCst);
+        assert!(!scene.incoming.may_sleep());
+        tail.store(empty, Ordering::SeqCst);
+        assert!(matches!(scene.gather(), Err(FrameError::Garbled)));
+    }
 }
