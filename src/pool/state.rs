@@ -195,8 +195,8 @@ impl State {
             Reply::Skipped { seq } => (seq, Answer { skipped: true, ..Answer::default() }, None),
             Reply::Part { seq } => return self.take_in_part(worker, seq, body.as_slice()),
             Reply::Began { seq } => {
-                let link = self.links.ready_mut(worker).ok_or(Violation)?;
-                link.began = (seq, now);
+                let link = self.links.ready_mut(worker).filter(|link| link.page.is_none());
+                link.ok_or(Violation)?.began = (seq, now);
                 return Ok(());
             }
             Reply::Hello { .. }
@@ -216,6 +216,10 @@ impl State {
     }
 
     fn take_in_part(&mut self, worker: WorkerKey, seq: u64, body: &[u8]) -> Result<(), Violation> {
+        // A worker does one task at a time; and so what it says of none cannot go on for ever.
+        if self.scheduler.first_in_pipeline(worker) != seq || seq == u64::MAX {
+            return Err(Violation);
+        }
         // Parts of a task that is resolved already are of no use to anybody.
         let cell = self.scheduler.task_at(worker, seq).and_then(|task| self.scheduler.job(task));
         if cell.is_none_or(|cell| cell.add_part(body)) { Ok(()) } else { Err(Violation) }

@@ -131,7 +131,8 @@ impl Ring<'_> {
             let at = (*head % capacity) as usize;
             let to_end = capacity - at as u64;
             match self.data[at].load(Ordering::Relaxed) {
-                WRAP if to_end <= filled => *head += to_end,
+                // Never at the start, or there might be no end of them.
+                WRAP if at > 0 && to_end <= filled => *head += to_end,
                 IN_PIPE => {
                     *head += 1;
                     return Ok(Some(Record::InPipe));
