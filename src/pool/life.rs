@@ -31,6 +31,10 @@ const READ_SIZE: usize = 64 * 1024;
 /// process that still has it open cannot keep the pool reading.
 const LAST_READS: usize = 1 << 20;
 
+/// How often what has come from a dead worker is passed on: enough for all that fits into the ring
+/// and the pipe. It must not go on for as long as a daughter process writes there.
+const LAST_ROUNDS: usize = 1024;
+
 /// Lives the life of a worker. Whatever happens, the scheduler is told of its end.
 pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: CancellationToken) {
     let started = tokio::select! {
@@ -217,6 +221,8 @@ impl Life {
                 Ok(_) if self.incoming.may_sleep() => {
                     tokio::select! {
                         biased;
+                        // First, or a daughter process that never stops writing keeps it unheard.
+                        end = &mut self.ended => return self.hear_the_rest(end, shared, worker),
                         read = self.results.read_buf(self.incoming.buffer(READ_SIZE)) => {
                             if !matches!(read, Ok(1..)) {
                                 let end = self.end_without_results().await;
@@ -224,7 +230,6 @@ impl Life {
                             }
                         }
                         () = &mut pump => {}
-                        end = &mut self.ended => return self.hear_the_rest(end, shared, worker),
                     }
                     self.incoming.wake();
                 }
@@ -267,7 +272,7 @@ impl Life {
     ) -> Option<String> {
         self.end = Some(end);
         let mut total = 0;
-        loop {
+        for _ in 0..LAST_ROUNDS {
             match self.take_in(shared, worker) {
                 Ok(true) => continue,
                 Ok(false) => {}
@@ -275,9 +280,10 @@ impl Life {
             }
             match self.results.try_read_buf(self.incoming.buffer(READ_SIZE)) {
                 Ok(read @ 1..) if total < LAST_READS => total += read,
-                _ => return None,
+                _ => break,
             }
         }
+        None
     }
 
     /// Waits until the process has ended, and tells what is known of that.
