@@ -1,0 +1,234 @@
+//! Workers that turn against their pool: they write whatever they like to the memory and the pipes
+//! that they share with it. Nobody but their own tasks may suffer.
+
+#![cfg(target_os = "linux")]
+#![allow(unsafe_code)]
+
+#[macro_use]
+mod common;
+#[path = "hostile/evil.rs"]
+mod evil;
+
+use common::{eventually, gone};
+use procession::{Arguments, Builder, ExitCause, ProcessPool, TaskError, WorkerStdio};
+use std::time::{Duration, Instant};
+
+/// The time that hostile tasks are given.
+const TIME: Duration = Duration::from_secs(1);
+
+/// How much later than that they may resolve, on a machine that is busy.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How much more memory the program may take up meanwhile: that which it shares with the worker,
+/// should all of that be written to, and some.
+const ROOM: u64 = 160 << 20;
+
+both! {
+    writing_all_over_the_shared_memory,
+    saying_anything,
+    answering_for_others,
+    ringing_without_end,
+    beginning_for_ever,
+    finishing_and_going_on,
+    never_beginning,
+    cutting_the_memory_short,
+    flooding_the_standard_streams,
+    closing_everything,
+    claiming_much_and_stalling,
+    filling_the_ring,
+    a_tail_that_wavers,
+    hearing_nothing,
+    leaving_a_daughter_behind,
+}
+
+type Outcome = Result<(u32, u64), TaskError>;
+
+/// A task as it should be.
+fn good(n: u64) -> (u32, u64) {
+    (std::process::id(), n + 1)
+}
+
+/// Runs a hostile task, with others beside it and after it, and looks that these are well and that
+/// the program is none the worse for it; what the task came to.
+async fn suffer<F, M>(builder: Builder, hostile: F) -> Outcome
+where
+    F: Copy + Send + Sync + 'static,
+    u64: Arguments<F, M, Output = (u32, u64)>,
+{
+    let pool = builder.build().unwrap();
+    pool.warm_up().await.unwrap();
+    let before = peak_memory();
+    let start = Instant::now();
+    let task = pool.task(hostile, 0x9E37_79B9_7F4A_7C15).timeout(TIME).submit();
+    let mut culprit = None;
+    eventually("it begins", || {
+        culprit = task.worker_pid();
+        culprit.is_some() || task.is_finished()
+    })
+    .await;
+    let culprit = culprit.expect("a hostile task can be seen to run");
+    let beside = async {
+        for n in 0..40 {
+            let outcome = pool.submit(good, n).await;
+            assert!(is_well(&outcome, n, culprit), "{outcome:?}, and the culprit is {culprit}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (outcome, ()) = tokio::join!(task, beside);
+    assert!(start.elapsed() < TIME + GRACE, "resolves only after {:?}: {outcome:?}", start.elapsed());
+    afterwards(&pool, culprit).await;
+    let more = peak_memory().saturating_sub(before);
+    assert!(more < ROOM, "{more} bytes more");
+    pool.shutdown().await;
+    outcome
+}
+
+/// Whether a task came out as it should, or else can have been with the culprit, who may be idle.
+fn is_well(outcome: &Outcome, n: u64, culprit: u32) -> bool {
+    match outcome {
+        Ok((pid, value)) => *value == n + 1 || [0, culprit].contains(pid),
+        Err(TaskError::WorkerDied(exit)) => exit.pid() == culprit,
+        Err(_) => false,
+    }
+}
+
+/// With the culprit gone, all is well.
+async fn afterwards(pool: &ProcessPool, culprit: u32) {
+    if pool.workers().iter().any(|worker| worker.pid() == culprit && worker.current_task().is_some()) {
+        gone(culprit).await;
+    }
+    let is_with_us = || pool.workers().iter().any(|worker| worker.pid() == culprit);
+    eventually("the pool knows", || !is_with_us() || is_well_again(culprit)).await;
+    for n in 0..20 {
+        let outcome = pool.submit(good, n).await;
+        assert!(matches!(outcome, Ok((_, value)) if value == n + 1), "{outcome:?}");
+    }
+    let used = processor_time();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let used = processor_time() - used;
+    assert!(used < Duration::from_millis(100), "busy for {used:?} with nothing to do");
+}
+
+/// Whether the culprit is as if nothing had been.
+fn is_well_again(culprit: u32) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{culprit}/status")).unwrap_or_default();
+    // Its own two threads: what it did is over, and it has not said that it would end.
+    name.contains("Threads:\t2\n")
+}
+
+fn processor_time() -> Duration {
+    // SAFETY: an all-zero rusage is valid, and the pointer is to a live one.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let time = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
+    };
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+/// The most memory that this process has had since this was last asked.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+fn is_typed(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
+        Ok(_) | Err(TaskError::WorkerDied(_) | TaskError::TimedOut { .. } | TaskError::Codec(_))
+    )
+}
+
+fn is_violation(outcome: &Outcome) -> bool {
+    matches!(outcome, Err(TaskError::WorkerDied(exit)) if exit.cause() == ExitCause::ProtocolViolation)
+}
+
+async fn writing_all_over_the_shared_memory(builder: Builder) {
+    let outcome = suffer(builder, evil::scribble).await;
+    assert!(is_typed(&outcome), "{outcome:?}");
+}
+
+async fn saying_anything(builder: Builder) {
+    let outcome = suffer(builder, evil::say_anything).await;
+    assert!(is_violation(&outcome), "{outcome:?}");
+}
+
+async fn answering_for_others(builder: Builder) {
+    let outcome = suffer(builder, evil::answer_for_others).await;
+    assert_eq!(outcome.unwrap(), (0, 66));
+}
+
+async fn ringing_without_end(builder: Builder) {
+    let outcome = suffer(builder, evil::ring).await;
+    assert!(is_violation(&outcome), "{outcome:?}");
+}
+
+async fn beginning_for_ever(builder: Builder) {
+    let outcome = suffer(builder, evil::begin_for_ever).await;
+    assert_matches!(outcome, Err(TaskError::TimedOut { .. }));
+}
+
+async fn finishing_and_going_on(builder: Builder) {
+    let outcome = suffer(builder, evil::finish_and_go_on).await;
+    assert_matches!(outcome, Err(TaskError::WorkerDied(_)));
+}
+
+async fn cutting_the_memory_short(builder: Builder) {
+    let outcome = suffer(builder, evil::shrink).await;
+    assert_eq!(outcome.unwrap().1, 0);
+}
+
+async fn flooding_the_standard_streams(builder: Builder) {
+    let builder = builder.stdout(WorkerStdio::Capture).stderr(WorkerStdio::Capture);
+    let outcome = suffer(builder, evil::flood).await;
+    assert_eq!(outcome.unwrap().1, 0);
+}
+
+async fn closing_everything(builder: Builder) {
+    let outcome = suffer(builder, evil::close_all).await;
+    assert_matches!(outcome, Err(TaskError::WorkerDied(_)));
+}
+
+async fn claiming_much_and_stalling(builder: Builder) {
+    let outcome = suffer(builder, evil::claim).await;
+    assert_matches!(outcome, Err(TaskError::WorkerDied(_)));
+}
+
+async fn filling_the_ring(builder: Builder) {
+    let outcome = suffer(builder, evil::fill_ring).await;
+    assert!(is_typed(&outcome), "{outcome:?}");
+}
+
+async fn a_tail_that_wavers(builder: Builder) {
+    let outcome = suffer(builder, evil::waver).await;
+    assert!(is_typed(&outcome), "{outcome:?}");
+}
+
+async fn hearing_nothing(builder: Builder) {
+    let outcome = suffer(builder, evil::be_deaf).await;
+    assert_eq!(outcome.unwrap().1, 0);
+}
+
+async fn leaving_a_daughter_behind(builder: Builder) {
+    let outcome = suffer(builder, evil::leave_a_daughter).await;
+    assert_matches!(outcome, Err(TaskError::WorkerDied(_)));
+}
+
+/// A task that says it has never begun runs elsewhere, but not again and again.
+async fn never_beginning(builder: Builder) {
+    let pool = builder.build().unwrap();
+    let outcome = tokio::time::timeout(GRACE * 2, pool.submit(evil::never_begin, 1)).await;
+    let outcome = outcome.expect("it goes on for ever");
+    assert_matches!(outcome, Err(TaskError::WorkerDied(_) | TaskError::PoolBroken(_)));
+    let start = Instant::now();
+    while pool.submit(good, 1).await.is_err() {
+        assert!(start.elapsed() < GRACE * 2, "the pool does not mend");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    pool.shutdown().await;
+}

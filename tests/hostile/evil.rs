@@ -1,0 +1,348 @@
+//! What hostile tasks do, in their workers. They know how the shared memory is laid out and how
+//! replies are encoded (`src/wire/`), which nobody else outside the crate should.
+
+#![allow(unreachable_pub)]
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+/// How long they wait before they begin, for the test to see who they are.
+const PREPARATION: Duration = Duration::from_millis(40);
+
+/// How long they go on.
+const REIGN: Duration = Duration::from_millis(250);
+
+const TAIL: usize = 8;
+const HEAD: usize = 16;
+const SLOTS: std::ops::Range<usize> = 64..64 + 2 * 1024;
+const RING: std::ops::Range<usize> = SLOTS.end..SLOTS.end + 32 * 1024;
+
+/// States of a slot.
+const OFFERED: u64 = 0;
+const BEGUN: u64 = 1;
+const FINISHED: u64 = 3;
+
+/// Replies, by the number that their encoding begins with.
+const PART: u8 = 4;
+const VALUE: u8 = 5;
+const BELL: u8 = 7;
+const SKIPPED: u8 = 8;
+
+/// What false answers say: no process has the number 0.
+const FALSE: [u8; 2] = [0, 66];
+
+/// The shared memory, as a task finds it.
+pub struct Page(&'static [AtomicU64]);
+
+impl Page {
+    pub fn find() -> Page {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = maps.lines().find(|line| line.contains("/memfd:procession (deleted)")).unwrap();
+        let (start, rest) = line.split_once('-').unwrap();
+        let end = rest.split(' ').next().unwrap();
+        let [start, end] = [start, end].map(|address| usize::from_str_radix(address, 16).unwrap());
+        // SAFETY: the kernel says that this is mapped; the worker never unmaps it, and everybody
+        // looks at it through atomics.
+        Page(unsafe { std::slice::from_raw_parts(start as *const AtomicU64, (end - start) / 8) })
+    }
+
+    /// The slot of the task that runs, and its number.
+    fn own_slot(&self) -> (usize, u64) {
+        let states = SLOTS.step_by(2).map(|at| (at, self.0[at].load(SeqCst)));
+        let begun = states.filter(|(_, state)| state & 3 == BEGUN);
+        begun.map(|(at, state)| (at, state >> 2)).max_by_key(|(_, seq)| *seq).unwrap()
+    }
+
+    fn push(&self, record: &[u8]) {
+        let (tail, capacity) = (self.0[TAIL].load(SeqCst), RING.len() as u64);
+        let word = |at: u64| &self.0[RING.start + (at % capacity) as usize];
+        word(tail).store(record.len() as u64, SeqCst);
+        let chunks = record.chunks(8);
+        let next = tail + 1 + chunks.len() as u64;
+        for (at, chunk) in (tail + 1..).zip(chunks) {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            word(at).store(u64::from_le_bytes(bytes), SeqCst);
+        }
+        self.0[TAIL].store(next, SeqCst);
+    }
+}
+
+struct Pipes {
+    requests: i32,
+    results: i32,
+}
+
+impl Pipes {
+    fn find() -> Pipes {
+        let pipes: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let target = std::fs::read_link(entry.path()).ok()?;
+                let fd = entry.file_name().to_str()?.parse().ok()?;
+                (fd > 2 && target.to_str()?.starts_with("pipe:")).then_some(fd)
+            })
+            .collect();
+        // SAFETY: fcntl with F_GETFL takes no pointers.
+        let mode = |fd: &i32| unsafe { libc::fcntl(*fd, libc::F_GETFL) } & libc::O_ACCMODE;
+        let find = |wanted| pipes.iter().copied().find(|fd| mode(fd) == wanted).unwrap();
+        Pipes { requests: find(libc::O_RDONLY), results: find(libc::O_WRONLY) }
+    }
+
+    fn say(&self, bytes: &[u8]) {
+        write(self.results, bytes);
+    }
+}
+
+fn write(fd: i32, bytes: &[u8]) {
+    // SAFETY: the pointer and the length are those of a live slice.
+    unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+}
+
+fn varint(mut n: u64, out: &mut Vec<u8>) {
+    while n > 127 {
+        out.push(n as u8 | 128);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+/// A reply to the task with this number: for a value, neither over its memory nor elsewhere.
+fn reply(kind: u8, seq: u64, body: &[u8]) -> Vec<u8> {
+    let mut reply = vec![kind];
+    if kind != BELL {
+        varint(seq, &mut reply);
+    }
+    if kind == VALUE {
+        reply.extend([0, 0]);
+    }
+    reply.extend(body);
+    reply
+}
+
+fn frame(reply: &[u8]) -> Vec<u8> {
+    [&(reply.len() as u32).to_le_bytes(), reply].concat()
+}
+
+fn random(seed: &mut u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed
+}
+
+/// Waits to be seen, and sees to it that the process ends some time later.
+fn prepare() {
+    std::thread::sleep(PREPARATION);
+    std::thread::spawn(|| {
+        std::thread::sleep(REIGN * 2);
+        std::process::abort();
+    });
+}
+
+fn for_a_while(mut act: impl FnMut()) {
+    let start = Instant::now();
+    while start.elapsed() < REIGN {
+        act();
+    }
+}
+
+/// Writes all over the shared memory.
+pub fn scribble(mut seed: u64) -> (u32, u64) {
+    prepare();
+    let page = Page::find();
+    std::thread::spawn(move || {
+        loop {
+            let at = random(&mut seed) as usize;
+            let at = match at % 16 {
+                0 => at / 16 % page.0.len(),
+                1..4 => TAIL + at / 16 % 2 * 8,
+                4..10 => SLOTS.start + at / 16 % SLOTS.len(),
+                _ => RING.start + at / 16 % RING.len(),
+            };
+            page.0[at].store(random(&mut seed) >> (seed % 64), SeqCst);
+        }
+    });
+    std::thread::sleep(REIGN / 4);
+    (0, 66)
+}
+
+/// Sends frames that are none, are cut short, are too long, or are answers given before.
+pub fn say_anything(mut seed: u64) -> (u32, u64) {
+    prepare();
+    let (pipes, seq) = (Pipes::find(), Page::find().own_slot().1);
+    for_a_while(|| match random(&mut seed) % 5 {
+        0 => pipes.say(&random(&mut seed).to_le_bytes()),
+        1 => pipes.say(&frame(&reply(VALUE, seq, &FALSE))[..4]),
+        2 => pipes.say(&u32::MAX.to_le_bytes()),
+        3 => pipes.say(&frame(&reply(SKIPPED, seq, &[]))),
+        _ => pipes.say(&frame(&reply(VALUE, seq, &FALSE))),
+    });
+    (0, 66)
+}
+
+/// Answers its own task again and again, and those to come.
+pub fn answer_for_others(_: u64) -> (u32, u64) {
+    prepare();
+    let (page, seq) = (Page::find(), Page::find().own_slot().1);
+    for other in seq..seq + 5 {
+        page.push(&reply(VALUE, other, &FALSE));
+    }
+    Pipes::find().say(&frame(&reply(BELL, 0, &[])));
+    std::thread::sleep(REIGN);
+    (0, 66)
+}
+
+/// Rings, and there is nothing.
+pub fn ring(_: u64) -> (u32, u64) {
+    prepare();
+    let (pipes, bells) = (Pipes::find(), frame(&reply(BELL, 0, &[])).repeat(1000));
+    for_a_while(|| pipes.say(&bells));
+    (0, 66)
+}
+
+/// Says with every breath that it has just begun, until it is killed.
+pub fn begin_for_ever(_: u64) -> (u32, u64) {
+    std::thread::sleep(PREPARATION);
+    let (page, start) = (Page::find(), Instant::now());
+    let (at, _) = page.own_slot();
+    while start.elapsed() < Duration::from_secs(20) {
+        // Not later than now, as that would be seen through.
+        page.0[at + 1].store(now() - 1_000_000, SeqCst);
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    std::process::abort();
+}
+
+fn now() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Says that it is done, and is not.
+pub fn finish_and_go_on(_: u64) -> (u32, u64) {
+    prepare();
+    let page = Page::find();
+    let (at, seq) = page.own_slot();
+    page.0[at].store(seq << 2 | FINISHED, SeqCst);
+    std::thread::sleep(REIGN * 3);
+    (0, 66)
+}
+
+/// Says that it has never begun, and dies.
+pub fn never_begin(_: u64) -> (u32, u64) {
+    let page = Page::find();
+    let (at, seq) = page.own_slot();
+    page.0[at].store(seq << 2 | OFFERED, SeqCst);
+    std::process::abort();
+}
+
+/// Tries to cut the shared memory short; how often that worked.
+pub fn shrink(_: u64) -> (u32, u64) {
+    std::thread::sleep(PREPARATION);
+    let maps = std::fs::read_dir("/proc/self/map_files");
+    let files = maps.into_iter().flatten().flatten().map(|entry| entry.path());
+    let page = Page::find();
+    let start = format!("{:x}-", page.0.as_ptr() as usize);
+    let mut done = 0;
+    for path in files.filter(|path| path.to_string_lossy().contains(&start)) {
+        let Ok(file) = std::fs::OpenOptions::new().write(true).open(path) else { continue };
+        done += u64::from(file.set_len(0).is_ok()) + u64::from(file.set_len(1 << 40).is_ok());
+    }
+    (std::process::id(), done)
+}
+
+/// Writes to its standard streams as fast as it can.
+pub fn flood(_: u64) -> (u32, u64) {
+    std::thread::sleep(PREPARATION);
+    for_a_while(|| {
+        write(1, &[0xff; 4096]);
+        write(2, &[b'\n'; 4096]);
+    });
+    (std::process::id(), 0)
+}
+
+/// Closes everything.
+pub fn close_all(_: u64) -> (u32, u64) {
+    prepare();
+    // SAFETY: descriptors are nothing that memory depends on; that others are surprised is the point.
+    unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) };
+    std::thread::sleep(REIGN * 3);
+    (0, 66)
+}
+
+/// Announces a long frame, and sends a part of it.
+pub fn claim(_: u64) -> (u32, u64) {
+    prepare();
+    let pipes = Pipes::find();
+    pipes.say(&(200u32 << 20).to_le_bytes());
+    pipes.say(&[VALUE; 50_000]);
+    std::thread::sleep(REIGN * 3);
+    (0, 66)
+}
+
+/// Fills the ring with what is no record.
+pub fn fill_ring(_: u64) -> (u32, u64) {
+    prepare();
+    let page = Page::find();
+    for at in RING {
+        page.0[at].store(0x0101_0101_0101_0101, SeqCst);
+    }
+    page.0[TAIL].store(page.0[HEAD].load(SeqCst) + RING.len() as u64, SeqCst);
+    std::thread::sleep(REIGN * 3);
+    (0, 66)
+}
+
+/// Moves the ring's tail to and fro, with nothing ever there.
+pub fn waver(_: u64) -> (u32, u64) {
+    prepare();
+    let (page, seq) = (Page::find(), Page::find().own_slot().1);
+    // Whatever makes the pool look.
+    Pipes::find().say(&frame(&reply(BELL, 0, &[])));
+    let head = page.0[HEAD].load(SeqCst);
+    for_a_while(|| {
+        page.0[TAIL].store(head + 1 + seq % 2, SeqCst);
+        page.0[TAIL].store(head, SeqCst);
+    });
+    (0, 66)
+}
+
+/// Hears no requests any more, while its pipe stays open.
+pub fn be_deaf(_: u64) -> (u32, u64) {
+    prepare();
+    let mut silent = [0; 2];
+    let requests = Pipes::find().requests;
+    // SAFETY: the array has room for both descriptors, and the others take no pointers. What the
+    // worker reads from is another pipe from here on, to which nobody writes.
+    unsafe {
+        libc::pipe(silent.as_mut_ptr());
+        libc::dup(requests);
+        libc::dup2(silent[0], requests);
+    }
+    (std::process::id(), 0)
+}
+
+/// Dies, and leaves a process behind that goes on ringing and answering.
+pub fn leave_a_daughter(_: u64) -> (u32, u64) {
+    prepare();
+    let (page, pipes, seq) = (Page::find(), Pipes::find(), Page::find().own_slot().1);
+    let (part, bells) = (reply(PART, seq + 1, &FALSE), frame(&reply(BELL, 0, &[])).repeat(1000));
+    // SAFETY: the new process only writes to memory and pipes that are there already.
+    match unsafe { libc::fork() } {
+        0 => {
+            // SAFETY: these take no pointers. The daughter must not outlive the test for long.
+            unsafe {
+                libc::fcntl(pipes.results, libc::F_SETPIPE_SZ, 1 << 20);
+                libc::alarm(1);
+            }
+            loop {
+                page.push(&part);
+                pipes.say(&bells);
+            }
+        }
+        _ => std::process::abort(),
+    }
+}
