@@ -100,6 +100,7 @@ impl Shared {
             timeout: order.timeout.map(nanos),
             retries: order.retries,
             bytes: u32::try_from(body.len()).unwrap_or(u32::MAX),
+            items: u32::try_from(order.items).unwrap_or(u32::MAX),
         };
         let cell = Arc::new(Cell::new(self.clone(), id, task.label, shim, body, extra));
         match refusal {

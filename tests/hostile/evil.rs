@@ -15,7 +15,8 @@ const REIGN: Duration = Duration::from_millis(250);
 const TAIL: usize = 8;
 const HEAD: usize = 16;
 const SLOTS: std::ops::Range<usize> = 64..64 + 2 * 1024;
-const RING: std::ops::Range<usize> = SLOTS.end..SLOTS.end + 32 * 1024;
+const WHEREABOUTS: usize = 8 + 2048;
+const RING: std::ops::Range<usize> = SLOTS.end + WHEREABOUTS..SLOTS.end + WHEREABOUTS + 32 * 1024;
 
 /// States of a slot.
 const OFFERED: u64 = 0;
@@ -23,10 +24,10 @@ const BEGUN: u64 = 1;
 const FINISHED: u64 = 3;
 
 /// Replies, by the number that their encoding begins with.
-const PART: u8 = 4;
-const VALUE: u8 = 5;
-const BELL: u8 = 7;
-const SKIPPED: u8 = 8;
+const PART: u8 = 5;
+const VALUE: u8 = 6;
+const BELL: u8 = 8;
+const SKIPPED: u8 = 9;
 
 /// What false answers say: no process has the number 0.
 const FALSE: [u8; 2] = [0, 66];

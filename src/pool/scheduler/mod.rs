@@ -26,7 +26,7 @@ pub(crate) use cycle::cycle;
 use health::Health;
 use queue::{Entry, Queue};
 use slab::Slab;
-use slot::{Fate, Phase, Sent, Slot};
+use slot::{Fate, Loss, Phase, Sent, Slot};
 pub(super) use terms::{
     Action, Answer, Config, Counts, Kill, Ledger, Nanos, TaskKey, Terms, Verdict, Violation, WorkerKey,
     WorkerPhase, WorkerView,
@@ -73,6 +73,11 @@ struct Task<T> {
     attempts: u32,
     retries: u32,
     bytes: u32,
+    items: u32,
+    /// How often it was taken back from a worker that had nothing before it, and did not begin it;
+    moves: u8,
+    /// and how often it lost such a worker.
+    losses: u8,
     priority: Priority,
 }
 
@@ -163,6 +168,9 @@ impl<T> Scheduler<T> {
             attempts: 0,
             retries: terms.retries,
             bytes: terms.bytes,
+            items: terms.items,
+            moves: 0,
+            losses: 0,
             priority: terms.priority,
         }) as u32;
         // While others wait there is no worker with room, or they would have it.
@@ -319,7 +327,7 @@ impl<T> Scheduler<T> {
         let Some(slot) = self.slots.get_mut(worker) else { return };
         slot.measure(now);
         match slot.phase {
-            Phase::Dying => self.take_back_all(worker, ledger),
+            Phase::Dying => self.take_back_all(worker, Loss::Foretold, ledger),
             Phase::Ready if slot.is_worn => self.recycle_in_turn(worker, now),
             _ => {}
         }
@@ -338,7 +346,7 @@ impl<T> Scheduler<T> {
         now: Nanos,
         ledger: &dyn Ledger,
     ) {
-        self.take_back_all(worker, ledger);
+        self.take_back_all(worker, Loss::Death, ledger);
         let phase = self.slots[worker].phase;
         let slot = self.remove(worker);
         self.in_flight -= slot.sent.len();

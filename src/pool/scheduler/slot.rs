@@ -51,6 +51,17 @@ pub(super) enum Fate {
     TakenBack,
 }
 
+/// Why a task is taken back that a worker should have begun, having nothing before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// The worker takes its time.
+    Stall,
+    /// It has died, or is to.
+    Death,
+    /// It has said that it is about to die, on another task's account.
+    Foretold,
+}
+
 /// A task that was sent to a worker.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
@@ -95,6 +106,8 @@ pub(super) struct Slot {
     pub(super) silent_since: Nanos,
     /// When to look next whether its first task has stalled.
     pub(super) stall_at: Nanos,
+    /// When it was first seen that the first task had begun.
+    pub(super) seen_begun: Option<Nanos>,
     /// When to look next whether its first task has run out of time.
     pub(super) timeout_at: Nanos,
     /// When something is to be done about it.
@@ -127,6 +140,7 @@ impl Slot {
             written: 0,
             silent_since: started,
             stall_at: Nanos::MAX,
+            seen_begun: None,
             timeout_at: 0,
             alarm: Nanos::MAX,
             is_listed: false,
@@ -193,6 +207,7 @@ impl Slot {
     fn new_head(&mut self, now: Nanos) {
         self.head_since = now;
         self.stall_at = now.saturating_add(STALL);
+        self.seen_begun = None;
         self.timeout_at = 0;
     }
 

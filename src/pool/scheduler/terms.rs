@@ -49,6 +49,8 @@ pub(in crate::pool) struct Terms {
     pub(in crate::pool) retries: u32,
     /// The size of its arguments.
     pub(in crate::pool) bytes: u32,
+    /// How many items it has, each with a time of its own; 0 if it is none of many.
+    pub(in crate::pool) items: u32,
 }
 
 /// What a task comes to that no worker has answered.

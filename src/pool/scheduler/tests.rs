@@ -183,7 +183,7 @@ impl World {
         self.next_id += 1;
         let priority = [Priority::Low, Priority::Normal, Priority::High][usize::from(priority)];
         let timeout = timeout.map(|timeout| u64::from(timeout) * MILLISECOND);
-        let terms = Terms { priority, timeout, retries: retries.into(), bytes: 100 };
+        let terms = Terms { priority, timeout, retries: retries.into(), bytes: 100, items: 0 };
         if let Ok(key) = self.scheduler.submit(id, id, terms, self.now, &self.pages) {
             self.keys.insert(id, key);
             self.retries.insert(id, retries.into());
@@ -482,6 +482,50 @@ fn a_task_that_finished_while_the_pool_was_held_up_has_not_run_out_of_time() {
         wait_half_a_minute(&mut world);
         assert_eq!(world.workers[&worker].life, Life::Killed);
     }
+}
+
+/// Has the world's only worker begin a task of so many items and 10 ms for each, and say ever after
+/// that it has begun it just now; for how long that goes well, in milliseconds.
+fn begin_for_ever(items: u32) -> u64 {
+    let mut world = world_of(1);
+    let terms = Terms { timeout: Some(10 * MILLISECOND), items, ..Terms::default() };
+    world.scheduler.submit(1, 1, terms, world.now, &world.pages).unwrap();
+    world.act();
+    let worker = *world.workers.keys().next().unwrap();
+    for passed in 0..1000 {
+        world.pages.0.borrow_mut().insert((worker, 1), Page::Begun(world.now));
+        world.now += MILLISECOND;
+        world.scheduler.tick(world.now, &world.pages);
+        world.open.insert(1);
+        world.act();
+        if world.workers[&worker].life == Life::Killed {
+            return passed;
+        }
+    }
+    panic!("it goes on for ever");
+}
+
+#[test]
+fn a_worker_that_moves_the_time_at_which_it_began_gains_nothing() {
+    assert!(begin_for_ever(0) < 15);
+    let chunk = begin_for_ever(20);
+    assert!((190..210).contains(&chunk), "{chunk}");
+}
+
+#[test]
+fn a_task_whose_workers_never_begin_it_is_not_handed_on_for_ever() {
+    let mut world = world_of(1);
+    submit(&mut world);
+    for _ in 0..3 {
+        let worker = *world.workers.keys().next().unwrap();
+        assert_eq!(world.workers[&worker].inbox.len(), 1);
+        world.bury(worker);
+        world.now += 100 * MILLISECOND;
+        world.scheduler.tick(world.now, &world.pages);
+        world.act();
+        world.apply(&Event::Ready(0));
+    }
+    assert!(world.open.is_empty());
 }
 
 #[test]

@@ -1,9 +1,14 @@
 //! What the scheduler does between an event and its actions.
 
 use super::queue::Entry;
-use super::slot::{Fate, Phase, STALL, Slot, UNRESPONSIVE};
+use super::slot::{Fate, Loss, Phase, STALL, Slot, UNRESPONSIVE};
 use super::{Action, CLOSE_LIMIT, Kill, Ledger, Nanos, Place, Scheduler, Stage, Verdict, WorkerKey};
 use crate::task::PoolError;
+
+/// How often a task is taken back from workers that do not begin it, and as often from those that
+/// die first. Whether it has begun is what the worker says, and one that runs it and denies it must
+/// not get it again and again, nor all others after it.
+const MAX_LOSSES: u8 = 2;
 
 /// Tasks.
 impl<T> Scheduler<T> {
@@ -78,14 +83,29 @@ impl<T> Scheduler<T> {
     }
 
     /// Takes back what was sent to a worker and has not begun.
-    pub(super) fn take_back_all(&mut self, worker: WorkerKey, ledger: &dyn Ledger) {
+    pub(super) fn take_back_all(&mut self, worker: WorkerKey, loss: Loss, ledger: &dyn Ledger) {
         self.take_back_behind(worker, 0, ledger);
+        let slot = &mut self.slots[worker];
+        let Some(head) = slot.sent.front_mut().filter(|head| head.fate == Fate::Open) else { return };
+        let task = &mut self.tasks[head.task as usize];
+        let mut not_counted = 0;
+        let losses = match loss {
+            Loss::Stall => &mut task.moves,
+            Loss::Death => &mut task.losses,
+            Loss::Foretold => &mut not_counted,
+        };
+        if *losses < MAX_LOSSES && ledger.take_back(worker, head.seq) {
+            *losses += 1;
+            head.fate = Fate::TakenBack;
+            let task = head.task;
+            self.put_back(task);
+        }
     }
 
-    /// The same, but only what was sent after the given number.
+    /// The same, but only what was sent after the given number, and never the first task.
     pub(super) fn take_back_behind(&mut self, worker: WorkerKey, seq: u64, ledger: &dyn Ledger) {
         // From the back, so that each goes to the head of the queue and the order stays.
-        for at in (0..self.slots[worker].sent.len()).rev() {
+        for at in (1..self.slots[worker].sent.len()).rev() {
             let sent = &mut self.slots[worker].sent[at];
             if sent.seq <= seq {
                 return;
@@ -309,7 +329,7 @@ impl<T> Scheduler<T> {
         let slot = &self.slots[worker];
         if now >= slot.kill_at {
             self.kill(worker, Kill::Unwanted);
-            self.take_back_all(worker, ledger);
+            self.take_back_all(worker, Loss::Death, ledger);
         } else if slot.phase == Phase::Dying {
             self.give_up(worker, now);
         } else if slot.is_idle() {
@@ -333,12 +353,17 @@ impl<T> Scheduler<T> {
         if task.timeout == Nanos::MAX {
             return;
         }
-        let Some(began) = began(ledger, worker, head.seq, slot.head_since, now) else {
+        let Some(began) = ledger.began_at(worker, head.seq) else {
             // The time that it may take has not begun.
             slot.timeout_at = now.saturating_add(task.timeout.clamp(1_000_000, STALL * 10));
             return;
         };
-        let due = began.saturating_add(task.timeout);
+        // As the worker says, within what is possible: not after it was seen to have begun, but for
+        // the items of a chunk, all of which together have no more time than each has.
+        let seen = (*slot.seen_begun.get_or_insert(now)).max(self.held_up);
+        let later_items = u64::from(task.items.saturating_sub(1));
+        let latest = seen.saturating_add(task.timeout.saturating_mul(later_items));
+        let due = began.min(latest).min(now).saturating_add(task.timeout);
         let limit =
             slot.head_since.saturating_add(task.timeout).max(self.held_up).saturating_add(UNRESPONSIVE);
         if now < due {
@@ -354,7 +379,7 @@ impl<T> Scheduler<T> {
         self.set_fate(worker, head.seq, Fate::TimedOut);
         self.slots[worker].give_up_at = now.saturating_add(self.config.death_limit);
         self.kill(worker, Kill::TimedOut);
-        self.take_back_all(worker, ledger);
+        self.take_back_all(worker, Loss::Death, ledger);
     }
 
     /// A worker that was killed for its time is not dead after so long: the kernel is stuck in it.
@@ -401,7 +426,8 @@ impl<T> Scheduler<T> {
         }
         // It may just not have got a processor yet; but whoever has one may as well begin.
         if silent >= 4 * STALL {
-            self.take_back_all(worker, ledger);
+            let loss = if silent >= UNRESPONSIVE { Loss::Death } else { Loss::Stall };
+            self.take_back_all(worker, loss, ledger);
         } else {
             self.take_back_behind(worker, head.seq, ledger);
         }
@@ -435,11 +461,4 @@ impl<T> Scheduler<T> {
     pub(super) fn wake_by(&mut self, at: Nanos) {
         self.next_alarm = self.next_alarm.min(at);
     }
-}
-
-/// When a task began, as its worker says, within what is possible: not before it came to the head
-/// of its worker's pipeline (unless it is a chunk's later item), and not in the future.
-fn began(ledger: &dyn Ledger, worker: WorkerKey, seq: u64, head_since: Nanos, now: Nanos) -> Option<Nanos> {
-    let began = ledger.began_at(worker, seq)?;
-    Some(if began > now { head_since } else { began })
 }
