@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const PREPARATION: Duration = Duration::from_millis(40);
 
 /// How long they go on.
-const REIGN: Duration = Duration::from_millis(250);
+const REIGN: Duration = Duration::from_millis(160);
 
 const TAIL: usize = 8;
 const HEAD: usize = 16;
