@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use harness::{Holdings, Plan, Tally, play, prepare};
 
+/// A round that takes longer is worth a line.
+const SLOW: Duration = Duration::from_secs(8);
+
 struct Options {
     time: Duration,
     seed: u64,
@@ -70,9 +73,13 @@ fn soak(options: &Options) -> ExitCode {
     let (start, mut said) = (Instant::now(), Instant::now());
     let (mut tally, mut looks) = (Tally::default(), vec![Holdings::now()]);
     while start.elapsed() < options.time {
+        let began = Instant::now();
         match play(Plan::new(options.seed, tally.rounds)) {
             Ok(round) => tally.add(&round),
             Err(failure) => return fail(&failure),
+        }
+        if began.elapsed() > SLOW {
+            println!("round {} took {:.1?}", tally.rounds - 1, began.elapsed());
         }
         looks.push(Holdings::now());
         if said.elapsed() > Duration::from_secs(60) {

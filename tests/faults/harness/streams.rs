@@ -55,7 +55,7 @@ impl Desk<'_> {
         let (observer, id) = (self.observer, job.id);
         self.follow(handle, move |value| *value == id);
         observer.spawn(async move {
-            moment_to_cancel(&round, &job).await;
+            moment_to_cancel(&round, &job, || !round.is_open(id)).await;
             canceller.cancel();
         });
     }
@@ -65,7 +65,8 @@ impl Desk<'_> {
         let watched = self.watch(handle);
         let Desk { round, job, since, place, observer, .. } = self;
         observer.spawn(async move {
-            moment_to_cancel(&round, &job).await;
+            let is_over = || watched.lock().unwrap().as_ref().is_none_or(TaskHandle::is_finished);
+            moment_to_cancel(&round, &job, is_over).await;
             drop(watched.lock().unwrap().take());
             round.resolved(&job, since, Outcome::Unseen, None);
             drop(place);
@@ -106,12 +107,12 @@ impl Desk<'_> {
 }
 
 /// Returns when a task has begun, is over, or was not begun for long; or at once.
-async fn moment_to_cancel(round: &Round, job: &Job) {
+async fn moment_to_cancel(round: &Round, job: &Job, is_over: impl Fn() -> bool) {
     if job.dice.is_multiple_of(4) {
         return;
     }
     let start = Instant::now();
-    while round.board.line(job.id).began() == 0 && round.is_open(job.id) && start.elapsed() < LONG {
+    while round.board.line(job.id).began() == 0 && !is_over() && start.elapsed() < LONG {
         // The board gives no event.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

@@ -20,6 +20,9 @@ pub const MIB: usize = 1 << 20;
 /// How long a task may run that is there to run out of time.
 const SHORT: Duration = Duration::from_millis(60);
 
+/// How long a worker may go on that has sent what is too long.
+const OVERSIZE_LIMIT: Duration = Duration::from_secs(10);
+
 /// Submits every eighth job, and returns when the last of them is submitted.
 pub fn submit_share(round: &Arc<Round>, share: usize, observer: &Handle) {
     let window = Arc::new(Semaphore::new(round.plan.window));
@@ -107,7 +110,11 @@ impl Desk<'_> {
             TruncatedThenHang => {
                 self.follow(babble(Noise::Truncated, Then::Hang).timeout(SHORT).submit(), |_| false);
             }
-            Oversize => self.follow(babble(Noise::Oversize, Then::Hang).submit(), |_| false),
+            Oversize => {
+                // It is not to last so long, unless an earlier task has spoilt the pipe.
+                let task = babble(Noise::Oversize, Then::Hang).timeout(OVERSIZE_LIMIT);
+                self.follow(task.submit(), |_| false);
+            }
             RandomFrame => {
                 let task = babble(Noise::Random(dice), Then::Hang).timeout(SHORT * 4);
                 self.follow(task.submit(), |_| true);
@@ -132,7 +139,8 @@ impl Desk<'_> {
     }
 
     fn echo(self, size: usize) {
-        let (id, fill) = (self.job.id, self.job.dice as u8);
+        // In a worker whose pipe is spoilt these may be taken for a length, which is to be too much.
+        let (id, fill) = (self.job.id, self.job.dice as u8 | 0x80);
         let bytes = vec![fill; size + id as usize];
         self.run(deeds::echo, (id, bytes), move |back: &Vec<u8>| {
             back.len() == size + id as usize && back.iter().all(|byte| *byte == fill)
