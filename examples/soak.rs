@@ -6,18 +6,25 @@
 #[path = "../tests/faults/harness/mod.rs"]
 mod harness;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use harness::{Holdings, Plan, Tally, play, prepare};
+use harness::{Holdings, Lack, Outlook, Plan, Tally, play, play_short, prepare};
 
 /// A round that takes longer is worth a line.
 const SLOW: Duration = Duration::from_secs(8);
+
+/// Memory is compared with what it was after so many rounds.
+const WARM_UP: usize = 20;
+
+/// Of so many rounds one is followed by two in a shortage.
+const SHORT_EVERY: u64 = 8;
 
 struct Options {
     time: Duration,
     seed: u64,
     round: Option<u64>,
+    short_of: Option<Lack>,
 }
 
 fn main() -> ExitCode {
@@ -28,15 +35,14 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    prepare();
     match options.round {
-        Some(round) => replay(options.seed, round),
+        Some(round) => replay(&options, round),
         None => soak(&options),
     }
 }
 
 fn options() -> Result<Options, String> {
-    let mut options = Options { time: Duration::from_secs(4), seed: 1, round: None };
+    let mut options = Options { time: Duration::from_secs(4), seed: 1, round: None, short_of: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().unwrap_or_default();
@@ -48,14 +54,22 @@ fn options() -> Result<Options, String> {
             }
             "--seed" => options.seed = value.parse().map_err(wrong)?,
             "--round" => options.round = Some(value.parse().map_err(wrong)?),
+            "--short-of" => options.short_of = Some(Lack::from_name(&value).ok_or(value)?),
             _ => return Err(word),
         }
     }
     Ok(options)
 }
 
-fn replay(seed: u64, round: u64) -> ExitCode {
-    match play(Plan::new(seed, round)) {
+fn replay(options: &Options, round: u64) -> ExitCode {
+    let played = match options.short_of {
+        Some(lack) => play_short(options.seed, round, lack),
+        None => {
+            prepare();
+            play(Plan::new(options.seed, round))
+        }
+    };
+    match played {
         Ok(tally) => {
             println!("{}", tally.tables());
             ExitCode::SUCCESS
@@ -70,28 +84,124 @@ fn fail(failure: &str) -> ExitCode {
 }
 
 fn soak(options: &Options) -> ExitCode {
-    let (start, mut said) = (Instant::now(), Instant::now());
-    let (mut tally, mut looks) = (Tally::default(), vec![Holdings::now()]);
-    while start.elapsed() < options.time {
-        let began = Instant::now();
-        match play(Plan::new(options.seed, tally.rounds)) {
-            Ok(round) => tally.add(&round),
-            Err(failure) => return fail(&failure),
-        }
-        if began.elapsed() > SLOW {
-            println!("round {} took {:.1?}", tally.rounds - 1, began.elapsed());
-        }
-        looks.push(Holdings::now());
-        if said.elapsed() > Duration::from_secs(60) {
-            said = Instant::now();
-            println!("{} s: {}", start.elapsed().as_secs(), line(&tally, looks.last().unwrap()));
+    prepare();
+    let mut soak = Soak::new(options.seed);
+    while soak.start.elapsed() < options.time {
+        if let Err(failure) = soak.go_on() {
+            return fail(&failure);
         }
     }
-    println!("{}", tally.tables());
-    ExitCode::SUCCESS
+    println!("{}", soak.summary());
+    match soak.growth() {
+        None => ExitCode::SUCCESS,
+        Some(growth) => fail(&growth),
+    }
 }
 
-fn line(tally: &Tally, now: &Holdings) -> String {
-    let (rounds, tasks, faults) = (tally.rounds, tally.all_tasks(), tally.all_faults());
-    format!("{rounds} rounds, {tasks} tasks, {faults} faults, {} MiB resident", now.resident >> 20)
+/// A run of many rounds.
+struct Soak {
+    seed: u64,
+    start: Instant,
+    said: Instant,
+    tally: Tally,
+    /// What the program held before the first round and after each.
+    looks: Vec<Holdings>,
+    short: u64,
+    skipped: Vec<String>,
+}
+
+impl Soak {
+    fn new(seed: u64) -> Soak {
+        Soak {
+            seed,
+            start: Instant::now(),
+            said: Instant::now(),
+            tally: Tally::default(),
+            looks: vec![Holdings::now()],
+            short: 0,
+            skipped: Vec::new(),
+        }
+    }
+
+    fn go_on(&mut self) -> Result<(), String> {
+        let (began, round) = (Instant::now(), self.tally.rounds);
+        self.tally.add(&play(Plan::new(self.seed, round))?);
+        self.looks.push(Holdings::now());
+        if round % SHORT_EVERY == SHORT_EVERY / 2 {
+            self.play_short(round, Lack::Descriptors)?;
+            self.play_short(round + 1, Lack::Processes)?;
+        }
+        if began.elapsed() > SLOW {
+            println!("round {round} took {:.1?}", began.elapsed());
+        }
+        if self.said.elapsed() > Duration::from_secs(60) {
+            self.said = Instant::now();
+            println!("{}", self.line());
+        }
+        Ok(())
+    }
+
+    fn play_short(&mut self, round: u64, lack: Lack) -> Result<(), String> {
+        let mut command = Command::new(std::env::current_exe().map_err(|error| error.to_string())?);
+        let (seed, round) = (self.seed.to_string(), round.to_string());
+        command.args(["--seed", &seed, "--round", &round, "--short-of", lack.as_str()]);
+        match lack.play_apart(command)? {
+            Outlook::Played => self.short += 1,
+            Outlook::Skipped(why) if self.skipped.contains(&why) => {}
+            Outlook::Skipped(why) => self.skipped.push(why),
+        }
+        Ok(())
+    }
+
+    fn line(&self) -> String {
+        let (tally, now) = (&self.tally, &self.looks[self.looks.len() - 1]);
+        format!(
+            "{} s: {} rounds, {} tasks, {} faults, {} descriptors, {} threads, {} MiB resident",
+            self.start.elapsed().as_secs(),
+            tally.rounds,
+            tally.all_tasks(),
+            tally.all_faults(),
+            now.descriptors.len(),
+            now.threads.len(),
+            now.resident >> 20,
+        )
+    }
+
+    fn summary(&self) -> String {
+        let mut text = self.tally.tables();
+        text += &format!("| rounds in a shortage | {} |\n| seed | {} |\n", self.short, self.seed);
+        for why in &self.skipped {
+            text += &format!("| skipped | {why} |\n");
+        }
+        text += "\n| held | at the start | after warm-up | at the end |\n| --- | ---: | ---: | ---: |\n";
+        let warm = self.looks.len().min(WARM_UP) - 1;
+        let looks = [&self.looks[0], &self.looks[warm], &self.looks[self.looks.len() - 1]];
+        let mut row = |what: &str, of: fn(&Holdings) -> u64| {
+            let [start, warm, end] = looks.map(of);
+            text += &format!("| {what} | {start} | {warm} | {end} |\n");
+        };
+        row("descriptors", |held| held.descriptors.len() as u64);
+        row("threads", |held| held.threads.len() as u64);
+        row("child processes", |held| held.children as u64);
+        row("MiB resident", |held| held.resident >> 20);
+        text
+    }
+
+    /// Whether memory has grown from an early stretch to a late one. It goes up and down by what
+    /// the allocator keeps, so only medians count.
+    fn growth(&self) -> Option<String> {
+        let stretch = (self.looks.len().checked_sub(WARM_UP)?) / 4;
+        if stretch < 10 {
+            return None; // too few to tell
+        }
+        let median = |looks: &[Holdings]| {
+            let mut sizes: Vec<u64> = looks.iter().map(|look| look.resident).collect();
+            sizes.sort_unstable();
+            sizes[sizes.len() / 2]
+        };
+        let early = median(&self.looks[WARM_UP..WARM_UP + stretch]);
+        let late = median(&self.looks[self.looks.len() - stretch..]);
+        let has_grown = late > early + early / 4 + (16 << 20);
+        has_grown.then(|| format!("resident memory has grown from {early} to {late} bytes"))
+    }
 }

@@ -124,6 +124,9 @@ impl Evidence<'_> {
                 let bound = self.round.plan.pools[record.pool].queue_capacity;
                 bound == Some(*capacity) && record.kind != Kind::Reserved && began == 0
             }
+            TaskError::PoolBroken(_) if self.is_short() => began < record.kind.attempts(),
+            // What a task itself needs may be lacking too.
+            TaskError::Panicked(_) | TaskError::Failed(_) if self.is_short() => !record.kind.is_innocent(),
             TaskError::PoolBroken(_) => {
                 let before = self.log.strikes.iter().filter(|(at, _)| *at <= record.at);
                 before.count() >= BREAKING && began < record.kind.attempts()
@@ -134,6 +137,10 @@ impl Evidence<'_> {
             }
             _ => false,
         }
+    }
+
+    fn is_short(&self) -> bool {
+        self.round.plan.shortage.is_some()
     }
 
     fn excuse(&self, record: &Record, exit: &WorkerExit) -> Option<Excuse> {
@@ -189,6 +196,8 @@ impl Evidence<'_> {
                 .count() as u64
         };
         // Without its runtime a pool sees nobody's end.
+        // Those that tried whether a pool works again are on no record.
+        let after = if self.is_short() { u64::MAX / 4 } else { 0 };
         let is_lost = self.round.plan.end == End::DropRuntime;
         let has_maps = records.iter().any(|record| record.kind.has_items());
         let refused = count(&[Outcome::QueueFull, Outcome::Broken, Outcome::ShutDown]);
@@ -200,10 +209,10 @@ impl Evidence<'_> {
         let failed = count(&[Outcome::Panicked, Outcome::Failed, Outcome::Died]);
         let (cancelled, timed_out) = (count(&[Outcome::Cancelled]), count(&[Outcome::TimedOut]));
         let bounds = [
-            ("submitted", stats.submitted(), all.saturating_sub(refused + unseen), all + beyond),
+            ("submitted", stats.submitted(), all.saturating_sub(refused + unseen), all + beyond + after),
             ("resolved", resolved, stats.submitted(), stats.submitted()),
-            ("succeeded", stats.succeeded(), value, value + unseen + beyond),
-            ("failed", stats.failed(), failed, failed + refused + unseen + beyond),
+            ("succeeded", stats.succeeded(), value, value + unseen + beyond + after),
+            ("failed", stats.failed(), failed, failed + refused + unseen + beyond + after),
             ("cancelled", stats.cancelled(), cancelled, cancelled + unseen + beyond),
             ("timed out", stats.timed_out(), timed_out, timed_out + unseen),
             ("died", stats.workers_died(), 0, stats.workers_started()),

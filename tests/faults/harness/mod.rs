@@ -15,6 +15,7 @@ mod kinds;
 mod plan;
 mod play;
 mod round;
+mod shortage;
 mod streams;
 mod strikes;
 mod submit;
@@ -24,5 +25,6 @@ mod watchdog;
 
 pub use plan::Plan;
 pub use play::{play, prepare};
+pub use shortage::{Lack, Outlook, play_short};
 pub use system::Holdings;
 pub use tally::Tally;

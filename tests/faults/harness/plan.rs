@@ -6,6 +6,7 @@ use fastrand::Rng;
 use procession::{Builder, ProcessPool, StartMethod, WorkerStdio};
 
 use super::kinds::{End, Fault, Kind};
+use super::shortage::{Lack, Shortage};
 
 /// The most tasks that a round submits, the items of maps not counted.
 const MOST: usize = 320;
@@ -50,6 +51,8 @@ pub struct Plan {
     pub end: End,
     /// After how many resolved tasks, for an end in the middle.
     pub end_after: u64,
+    /// What the program runs out of until all tasks are resolved.
+    pub shortage: Option<Shortage>,
 }
 
 /// The settings of a pool.
@@ -88,15 +91,26 @@ impl Plan {
             strikes,
             end: End::ALL[turn as usize % End::ALL.len()],
             end_after: rng.u64(count / 3..count),
+            shortage: None,
             jobs,
             pools,
         }
     }
 
+    /// A round in which only a shortage does harm. It is for a process of its own.
+    pub fn short(seed: u64, round: u64, lack: Lack) -> Plan {
+        let plan = Plan::new(seed, round);
+        let room = Rng::with_seed(seed ^ round).u64(2..40);
+        let shortage = Some(Shortage { lack, room });
+        Plan { strikes: Vec::new(), end: End::Shutdown, shortage, ..plan }
+    }
+
     /// How to have this very round once more.
     pub fn replay(&self) -> String {
-        let Plan { seed, round, .. } = self;
-        format!("cargo run --release --example soak -- --seed {seed} --round {round}")
+        let Plan { seed, round, shortage, .. } = self;
+        let lack = shortage.map(|shortage| format!(" --short-of {}", shortage.lack.as_str()));
+        let lack = lack.unwrap_or_default();
+        format!("cargo run --release --example soak -- --seed {seed} --round {round}{lack}")
     }
 }
 

@@ -11,6 +11,7 @@ use super::check;
 use super::kinds::End;
 use super::plan::{Plan, SUBMITTERS};
 use super::round::Round;
+use super::shortage::Short;
 use super::strikes::strike_all;
 use super::submit::submit_share;
 use super::system::{Holdings, await_nothing_left, forbid_core_dumps};
@@ -50,7 +51,8 @@ pub fn play(plan: Plan) -> Result<Tally, Failure> {
     let round = Arc::new(Round::new(plan));
     watch(Some(round.clone()));
     let stage = Stage::set(&round);
-    let ended = stage.play(&round);
+    let short = round.plan.shortage.map(|shortage| shortage.begin(&round));
+    let ended = stage.play(&round, short);
     round.enter("looking for what is left");
     let left = await_nothing_left(&round.place, &before);
     watch(None);
@@ -96,7 +98,7 @@ impl Stage {
         Stage { runtime, submitters, striker: named("striker", move || strike_all(&striking)) }
     }
 
-    fn play(self, round: &Arc<Round>) -> Ended {
+    fn play(self, round: &Arc<Round>, short: Option<Short>) -> Ended {
         let all = round.plan.jobs.len() as u64;
         let turn = match round.plan.end {
             End::Shutdown => all,
@@ -106,6 +108,11 @@ impl Stage {
         };
         let is_drop = round.plan.end == End::DropPool;
         round.wait_until(|state| state.done >= turn && (!is_drop || state.submitting == 0));
+        let still_broken = short.and_then(|short| {
+            short.end();
+            round.enter("working again");
+            observer().block_on(works_again(round))
+        });
         round.begin_end();
         round.enter("ending");
         let start = Instant::now();
@@ -118,7 +125,7 @@ impl Stage {
         let stats = pools.iter().map(ProcessPool::stats).collect();
         drop(pools);
         rest.leave();
-        Ended { stats, took, complaint }
+        Ended { stats, took, complaint: complaint.or(still_broken) }
     }
 
     fn end(self, round: &Arc<Round>, pools: Vec<ProcessPool>) -> (Rest, Option<String>) {
@@ -179,6 +186,22 @@ fn await_end_of_processes(round: &Round) -> Option<String> {
             return Some(format!("the pool goes on after its last handle: {:?}", round.processes()));
         }
         thread::sleep(Duration::from_millis(2));
+    }
+    None
+}
+
+/// With nothing lacking any more, a pool is to have values again. Returns what is wrong.
+async fn works_again(round: &Round) -> Option<String> {
+    for at in 0..round.plan.pools.len() {
+        let pool = round.pool(at).unwrap();
+        let start = Instant::now();
+        while let Err(error) = pool.submit(std::process::id, ()).await {
+            if start.elapsed() > SOON {
+                return Some(format!("pool {at} still gives {error}"));
+            }
+            // A broken pool fails at once for as long as it waits before it tries again.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
     None
 }

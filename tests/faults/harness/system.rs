@@ -67,7 +67,7 @@ pub fn processes_of(board: &Path) -> Vec<Process> {
 }
 
 /// How many processes there are below this one.
-pub fn count_children() -> usize {
+fn count_children() -> usize {
     let own = std::process::id();
     everybody().filter(|process| process.parent == own).count()
 }
@@ -105,13 +105,20 @@ pub struct Holdings {
     pub descriptors: BTreeMap<u32, String>,
     /// Threads: id and name.
     pub threads: BTreeMap<u32, String>,
+    /// Child processes, zombies included.
+    pub children: usize,
     /// Resident bytes.
     pub resident: u64,
 }
 
 impl Holdings {
     pub fn now() -> Holdings {
-        Holdings { descriptors: descriptors(), threads: threads(), resident: resident() }
+        Holdings {
+            descriptors: descriptors(),
+            threads: threads(),
+            children: count_children(),
+            resident: resident(),
+        }
     }
 
     /// What there is more than there was, by kind and not by number.
