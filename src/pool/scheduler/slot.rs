@@ -96,6 +96,8 @@ pub(super) struct Slot {
     /// When to kill it, unless it has answered the task with this number.
     pub(super) kill_at: Nanos,
     pub(super) kill_unless: u64,
+    /// When to kill it although its page says that it has finished that task.
+    pub(super) kill_latest: Nanos,
     /// When to resolve the task that has run out of time although the worker is not dead yet.
     pub(super) give_up_at: Nanos,
     /// When its start began.
@@ -135,6 +137,7 @@ impl Slot {
             is_worn: false,
             kill_at: Nanos::MAX,
             kill_unless: 0,
+            kill_latest: Nanos::MAX,
             give_up_at: Nanos::MAX,
             started,
             written: 0,

@@ -203,6 +203,7 @@ impl<T> Scheduler<T> {
 
     pub(super) fn kill_at(&mut self, worker: WorkerKey, at: Nanos, unless: u64) {
         self.slots[worker].kill_at = at;
+        self.slots[worker].kill_latest = at.saturating_add(UNRESPONSIVE);
         self.slots[worker].kill_unless = unless;
         self.rearm(worker);
     }
@@ -326,8 +327,17 @@ impl<T> Scheduler<T> {
 impl<T> Scheduler<T> {
     /// Sees to a worker whose alarm is due.
     pub(super) fn attend(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
-        let slot = &self.slots[worker];
-        if now >= slot.kill_at {
+        let slot = &mut self.slots[worker];
+        let is_ready = slot.phase == Phase::Ready || slot.phase == Phase::Retiring;
+        if now >= slot.kill_at
+            && now < slot.kill_latest
+            && is_ready
+            && ledger.is_finished(worker, slot.kill_unless)
+        {
+            // It has done what it was to be killed for, and may be at another task; the answer is
+            // on the way, if not for ever.
+            slot.kill_at = now.saturating_add(STALL);
+        } else if now >= slot.kill_at {
             self.kill(worker, Kill::Unwanted);
             self.take_back_all(worker, Loss::Death, ledger);
         } else if slot.phase == Phase::Dying {
