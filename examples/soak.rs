@@ -107,6 +107,7 @@ struct Soak {
     /// What the program held before the first round and after each.
     looks: Vec<Holdings>,
     short: u64,
+    broken: u64,
     skipped: Vec<String>,
 }
 
@@ -119,6 +120,7 @@ impl Soak {
             tally: Tally::default(),
             looks: vec![Holdings::now()],
             short: 0,
+            broken: 0,
             skipped: Vec::new(),
         }
     }
@@ -146,7 +148,10 @@ impl Soak {
         let (seed, round) = (self.seed.to_string(), round.to_string());
         command.args(["--seed", &seed, "--round", &round, "--short-of", lack.as_str()]);
         match lack.play_apart(command)? {
-            Outlook::Played => self.short += 1,
+            Outlook::Played(broken) => {
+                self.short += 1;
+                self.broken += broken;
+            }
             Outlook::Skipped(why) if self.skipped.contains(&why) => {}
             Outlook::Skipped(why) => self.skipped.push(why),
         }
@@ -169,7 +174,9 @@ impl Soak {
 
     fn summary(&self) -> String {
         let mut text = self.tally.tables();
-        text += &format!("| rounds in a shortage | {} |\n| seed | {} |\n", self.short, self.seed);
+        text += &format!("| rounds in a shortage | {} |\n", self.short);
+        text += &format!("| tasks that found a pool broken by one | {} |\n", self.broken);
+        text += &format!("| seed | {} |\n", self.seed);
         for why in &self.skipped {
             text += &format!("| skipped | {why} |\n");
         }

@@ -102,7 +102,7 @@ impl Evidence<'_> {
 
     /// A detached task whose pool was allowed to finish must have run.
     fn is_unfinished(&self, record: &Record) -> Option<String> {
-        let is_calm = self.log.strikes.is_empty() && self.spoilt.is_empty();
+        let is_calm = self.log.strikes.is_empty() && self.spoilt.is_empty() && !self.is_short();
         let is_bounded = self.round.plan.pools[record.pool].queue_capacity.is_some();
         let is_swept = self.round.plan.end.sweeps();
         let line = self.round.board.line(record.id);

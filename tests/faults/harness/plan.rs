@@ -100,9 +100,15 @@ impl Plan {
     /// A round in which only a shortage does harm. It is for a process of its own.
     pub fn short(seed: u64, round: u64, lack: Lack) -> Plan {
         let plan = Plan::new(seed, round);
-        let room = Rng::with_seed(seed ^ round).u64(2..40);
+        let mut rng = Rng::with_seed(seed ^ round);
+        // Sometimes not one worker can be started, mostly not as many as are wanted.
+        let room = match lack {
+            Lack::Descriptors => rng.u64(..24),
+            Lack::Processes => rng.u64(..6),
+        };
         let shortage = Some(Shortage { lack, room });
-        Plan { strikes: Vec::new(), end: End::Shutdown, shortage, ..plan }
+        let pools = plan.pools.iter().map(|pool| Settings { workers: 4, ..pool.clone() }).collect();
+        Plan { strikes: Vec::new(), end: End::Shutdown, shortage, pools, ..plan }
     }
 
     /// How to have this very round once more.

@@ -9,9 +9,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::check;
 use super::kinds::End;
-use super::plan::{Plan, SUBMITTERS};
+use super::plan::{Plan, SUBMITTERS, Settings};
 use super::round::Round;
-use super::shortage::Short;
+use super::shortage::{Short, Shortage};
 use super::strikes::strike_all;
 use super::submit::submit_share;
 use super::system::{Holdings, await_nothing_left, forbid_core_dumps};
@@ -50,8 +50,7 @@ pub fn play(plan: Plan) -> Result<Tally, Failure> {
     let before = Holdings::now();
     let round = Arc::new(Round::new(plan));
     watch(Some(round.clone()));
-    let stage = Stage::set(&round);
-    let short = round.plan.shortage.map(|shortage| shortage.begin(&round));
+    let (stage, short) = Stage::set(&round);
     let ended = stage.play(&round, short);
     round.enter("looking for what is left");
     let left = await_nothing_left(&round.place, &before);
@@ -80,22 +79,25 @@ struct Stage {
 }
 
 impl Stage {
-    fn set(round: &Arc<Round>) -> Stage {
+    fn set(round: &Arc<Round>) -> (Stage, Option<Short>) {
         let runtime = runtime(round.plan.runtime_threads, "pool");
-        let (key, value) = round.mark();
-        let build = |settings: &super::plan::Settings| {
-            let builder = settings.builder(round.plan.method).env(key, value);
-            builder.runtime(runtime.handle().clone()).build().unwrap()
-        };
-        round.state().pools = round.plan.pools.iter().map(build).collect();
-        round.enter("submitting");
         let submitter = |share| {
             let round = round.clone();
             named("submitter", move || submit_share(&round, share, observer().handle()))
         };
         let submitters = (0..SUBMITTERS).map(submitter).collect();
         let striking = round.clone();
-        Stage { runtime, submitters, striker: named("striker", move || strike_all(&striking)) }
+        let striker = named("striker", move || strike_all(&striking));
+        // All that the round itself needs is there; what lacks from now on, the pools lack.
+        let short = round.plan.shortage.map(Shortage::begin);
+        let (key, value) = round.mark();
+        let build = |settings: &Settings| {
+            let builder = settings.builder(round.plan.method).env(key, value);
+            builder.runtime(runtime.handle().clone()).build().unwrap()
+        };
+        round.enter("submitting");
+        round.open(round.plan.pools.iter().map(build).collect());
+        (Stage { runtime, submitters, striker }, short)
     }
 
     fn play(self, round: &Arc<Round>, short: Option<Short>) -> Ended {

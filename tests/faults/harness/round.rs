@@ -110,6 +110,16 @@ impl Round {
         self.state().phase = (phase, Instant::now());
     }
 
+    /// Lets everybody begin who waits for the pools.
+    pub fn open(&self, pools: Vec<ProcessPool>) {
+        self.state().pools = pools;
+        self.changed.notify_all();
+    }
+
+    pub fn wait_for_pools(&self) {
+        self.wait_until(|state| !state.pools.is_empty() || state.ending.is_some());
+    }
+
     pub fn pool(&self, at: usize) -> Option<ProcessPool> {
         self.state().pools.get(at).cloned()
     }

@@ -5,7 +5,6 @@ use std::process::{Command, Output};
 
 use super::plan::Plan;
 use super::play::{Failure, play, prepare};
-use super::round::Round;
 use super::system::{Holdings, set_limit};
 use super::tally::Tally;
 
@@ -49,7 +48,7 @@ impl Lack {
 }
 
 impl Shortage {
-    pub fn begin(self, _: &Round) -> Short {
+    pub fn begin(self) -> Short {
         let now = Holdings::now();
         let (resource, limit) = match self.lack {
             Lack::Descriptors => {
@@ -57,7 +56,7 @@ impl Shortage {
                 (libc::RLIMIT_NOFILE, DESCRIPTORS.min(u64::from(highest) + 1 + self.room))
             }
             // Threads count, and this process is all that its user has.
-            Lack::Processes => (libc::RLIMIT_NPROC, now.threads.len() as u64 + self.room % 12),
+            Lack::Processes => (libc::RLIMIT_NPROC, now.threads.len() as u64 + self.room),
         };
         Short { resource, before: set_limit(resource, limit).unwrap() }
     }
@@ -69,10 +68,14 @@ impl Short {
     }
 }
 
-/// What is to be expected of a shortage here.
+/// How the line begins that says how many tasks found the pool broken.
+const BROKEN: &str = "found the pool broken: ";
+
+/// What came of a round in a process of its own.
 #[derive(Clone, Debug)]
 pub enum Outlook {
-    Played,
+    /// With so many tasks that found the pool broken.
+    Played(u64),
     /// Why it was not.
     Skipped(String),
 }
@@ -80,7 +83,9 @@ pub enum Outlook {
 /// In the process that was started for it: plays a round and says what was wrong.
 pub fn play_short(seed: u64, round: u64, lack: Lack) -> Result<Tally, Failure> {
     prepare();
-    play(Plan::short(seed, round, lack))
+    let tally = play(Plan::short(seed, round, lack))?;
+    println!("{BROKEN}{}", tally.broken());
+    Ok(tally)
 }
 
 impl Lack {
@@ -97,7 +102,11 @@ impl Lack {
             Lack::Processes => return Ok(Outlook::Skipped("it needs root, to play as another user".into())),
         }
         match command.output() {
-            Ok(Output { status, .. }) if status.success() => Ok(Outlook::Played),
+            Ok(Output { status, stdout, .. }) if status.success() => {
+                let words = String::from_utf8_lossy(&stdout);
+                let broken = words.lines().find_map(|line| line.strip_prefix(BROKEN)?.parse().ok());
+                broken.map(Outlook::Played).ok_or_else(|| format!("it said nothing but:\n{words}"))
+            }
             Ok(output) => {
                 let words = String::from_utf8_lossy(&output.stderr);
                 Err(format!("short of {}: {}\n{words}", self.as_str(), output.status))

@@ -21,6 +21,7 @@ type Stopped = Vec<(Instant, Target)>;
 
 /// Strikes as planned, until the round ends and everybody who was stopped goes on.
 pub fn strike_all(round: &Arc<Round>) {
+    round.wait_for_pools();
     let mut stopped = Stopped::new();
     for strike in &round.plan.strikes {
         await_turn(round, strike, &mut stopped);

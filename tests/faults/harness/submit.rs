@@ -25,6 +25,7 @@ const OVERSIZE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Submits every eighth job, and returns when the last of them is submitted.
 pub fn submit_share(round: &Arc<Round>, share: usize, observer: &Handle) {
+    round.wait_for_pools();
     let window = Arc::new(Semaphore::new(round.plan.window));
     for job in round.plan.jobs.iter().skip(share).step_by(SUBMITTERS) {
         let place = observer.block_on(window.clone().acquire_owned()).unwrap();

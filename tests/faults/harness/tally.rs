@@ -48,6 +48,11 @@ impl Tally {
         self.tasks.values().sum()
     }
 
+    pub fn broken(&self) -> u64 {
+        let broken = self.tasks.iter().filter(|((_, outcome), _)| *outcome == Outcome::Broken);
+        broken.map(|(_, count)| count).sum()
+    }
+
     pub fn all_faults(&self) -> u64 {
         self.faults.values().sum()
     }
