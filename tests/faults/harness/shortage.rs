@@ -52,8 +52,10 @@ impl Shortage {
         let now = Holdings::now();
         let (resource, limit) = match self.lack {
             Lack::Descriptors => {
-                let highest = now.descriptors.keys().last().copied().unwrap_or(0);
-                (libc::RLIMIT_NOFILE, DESCRIPTORS.min(u64::from(highest) + 1 + self.room))
+                // The limit is on numbers; some below those that are in use are free.
+                let free = (0..).filter(|number| !now.descriptors.contains_key(number));
+                let first_beyond = free.skip(self.room as usize).map(u64::from).next();
+                (libc::RLIMIT_NOFILE, DESCRIPTORS.min(first_beyond.unwrap_or(DESCRIPTORS)))
             }
             // Threads count, and this process is all that its user has.
             Lack::Processes => (libc::RLIMIT_NPROC, now.threads.len() as u64 + self.room),
