@@ -4,7 +4,7 @@ mod builder;
 mod cell;
 mod clock;
 mod handle;
-#[cfg(test)]
+#[cfg(all(test, not(miri)))]
 mod hostile;
 mod inquiry;
 mod life;

@@ -123,6 +123,7 @@ mod tests {
     use std::sync::atomic::Ordering::SeqCst;
 
     #[test]
+    #[cfg_attr(miri, ignore = "makes system calls")]
     fn both_mappings_see_one_memory() {
         let (ours, file) = SharedWords::create(512).unwrap();
         let theirs = SharedWords::open(file.as_fd(), 512).unwrap();
@@ -131,6 +132,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "makes system calls")]
     fn a_file_that_is_too_small_is_refused_and_a_sealed_one_cannot_be_cut() {
         let (_ours, file) = SharedWords::create(512).unwrap();
         assert!(SharedWords::open(file.as_fd(), 513).is_err());

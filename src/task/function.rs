@@ -173,7 +173,7 @@ where
     codec::encode_result(crate::sys::monotonic_now() - started, call.output, u64::MAX)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::super::error::CodecStage;
     use super::*;

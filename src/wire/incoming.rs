@@ -225,7 +225,7 @@ fn parse(scratch: &[u8], start: usize) -> Result<(Reply, Stored), FrameError> {
     Ok((reply, Stored::Scratch(scratch.len() - body.len()..scratch.len())))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::super::write_frame;
     use super::*;

@@ -267,7 +267,7 @@ impl Page {
     pub(crate) const RING_WORDS: [usize; 3] = [TAIL, HEAD, ASLEEP];
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
     use std::os::fd::AsFd;

@@ -224,6 +224,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "switches stacks")]
     fn a_record_is_never_left_lying_while_the_pool_sleeps() {
         use loom::sync::Arc;
         use loom::sync::atomic::AtomicU64;

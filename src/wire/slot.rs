@@ -59,7 +59,7 @@ fn word(seq: u64, state: u64) -> u64 {
     seq << 2 | state
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
     use loom::sync::Arc;
