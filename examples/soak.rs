@@ -65,7 +65,7 @@ fn replay(options: &Options, round: u64) -> ExitCode {
     let played = match options.short_of {
         Some(lack) => play_short(options.seed, round, lack),
         None => {
-            prepare();
+            let _prepared = prepare();
             play(Plan::new(options.seed, round))
         }
     };
@@ -84,7 +84,7 @@ fn fail(failure: &str) -> ExitCode {
 }
 
 fn soak(options: &Options) -> ExitCode {
-    prepare();
+    let _prepared = prepare();
     let mut soak = Soak::new(options.seed);
     while soak.start.elapsed() < options.time {
         if let Err(failure) = soak.go_on() {
@@ -127,14 +127,16 @@ impl Soak {
 
     fn go_on(&mut self) -> Result<(), String> {
         let (began, round) = (Instant::now(), self.tally.rounds);
-        self.tally.add(&play(Plan::new(self.seed, round))?);
+        let tally = play(Plan::new(self.seed, round))?;
+        self.tally.add(&tally);
         self.looks.push(Holdings::now());
         if round % SHORT_EVERY == SHORT_EVERY / 2 {
             self.play_short(round, Lack::Descriptors)?;
             self.play_short(round + 1, Lack::Processes)?;
         }
         if began.elapsed() > SLOW {
-            println!("round {round} took {:.1?}", began.elapsed());
+            let slowest = tally.slowest.iter().max_by_key(|(_, time)| **time);
+            println!("round {round} took {:.1?}, and in it {slowest:.1?}", began.elapsed());
         }
         if self.said.elapsed() > Duration::from_secs(60) {
             self.said = Instant::now();

@@ -136,20 +136,23 @@ pub enum Birth {
 pub fn bears(id: u32, birth: Birth, then_crash: bool) -> u32 {
     let _turn = begin(id);
     match birth {
-        Birth::Fork => fork_daughter(),
+        Birth::Fork => _ = fork_daughter(),
         Birth::Spawn => drop(Command::new("sleep").arg("60").spawn().expect("a daughter")),
     }
     if then_crash { abort() } else { id }
 }
 
-fn fork_daughter() {
+/// Returns the daughter's process id.
+pub fn fork_daughter() -> u32 {
     // SAFETY: the daughter calls only what may be called after a fork, and never returns.
     unsafe {
-        if libc::fork() == 0 {
+        let daughter = libc::fork();
+        if daughter == 0 {
             libc::prctl(libc::PR_SET_NAME, c"daughter".as_ptr());
             libc::sleep(60);
             libc::_exit(0);
         }
+        daughter as u32
     }
 }
 
@@ -187,9 +190,9 @@ pub enum Then {
 }
 
 impl Then {
-    fn go_on(self, id: u32) -> u32 {
+    fn go_on(self) {
         match self {
-            Then::Return => id,
+            Then::Return => {}
             Then::Abort => abort(),
             Then::Hang => loop {
                 std::thread::sleep(Duration::from_secs(3600));
@@ -200,6 +203,12 @@ impl Then {
 
 pub fn babbles(id: u32, noise: Noise, then: Then) -> u32 {
     let _turn = begin(id);
+    babble(noise, then);
+    id
+}
+
+/// Writes noise to the worker's own result pipe.
+pub fn babble(noise: Noise, then: Then) {
     let pipes = result_pipes();
     assert!(!pipes.is_empty(), "the worker's result pipe is not to be found");
     for pipe in pipes {
@@ -207,7 +216,32 @@ pub fn babbles(id: u32, noise: Noise, then: Then) -> u32 {
         let mut pipe = ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(pipe) });
         pipe.write_all(&noise.bytes()).expect("writing to the result pipe");
     }
-    then.go_on(id)
+    then.go_on();
+}
+
+/// Writes noise all over the memory that the worker shares with the pool, but for the large arenas.
+pub fn scribble(seed: u64, then: Then) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("own mappings");
+    let shared = maps.lines().filter(|line| line.contains("rw-s") && line.contains("memfd:"));
+    let mut count = 0;
+    for line in shared {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-')).expect("a range");
+        let [start, end] = [range.0, range.1].map(|place| usize::from_str_radix(place, 16).expect("a place"));
+        let words = (end - start).min(1 << 19) / 8;
+        for at in 0..words {
+            // Some stays as it is, so that what is read of it makes some sense.
+            if random.u32(..4) == 0 {
+                let word = if random.bool() { random.u64(..) } else { random.u64(..64) };
+                // SAFETY: none is kept here: that the memory changes under its users is the fault. The
+                // place itself is mapped and may be written to.
+                unsafe { (start as *mut u64).add(at).write_volatile(word) };
+            }
+        }
+        count += 1;
+    }
+    assert!(count > 0, "no shared memory is to be found in:\n{maps}");
+    then.go_on();
 }
 
 /// Descriptors beyond the standard streams that are pipes to be written to.
@@ -232,7 +266,8 @@ pub fn closes(id: u32, then: Then) -> u32 {
     let _turn = begin(id);
     // SAFETY: none; that a task closes what is not its own is the fault that is being made.
     unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
-    then.go_on(id)
+    then.go_on();
+    id
 }
 
 /// Writes so many bytes to each of the standard streams.

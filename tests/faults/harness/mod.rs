@@ -6,11 +6,11 @@
 //! `play` goes through a round, `submit` and `streams` submit its tasks (`deeds` in the workers),
 //! `strikes` makes the faults from outside, `check` says what is wrong.
 
-#![allow(dead_code, unreachable_pub, unsafe_code)] // the tests and the example use a part each
+#![allow(dead_code, unreachable_pub, unsafe_code, unused_imports)] // the tests and the example use a part each
 
 mod board;
 mod check;
-mod deeds;
+pub mod deeds;
 mod kinds;
 mod plan;
 mod play;

@@ -1,11 +1,11 @@
 //! Plays a round from its beginning to its end.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use procession::{PoolStats, ProcessPool};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::check;
 use super::kinds::End;
@@ -22,19 +22,31 @@ use super::watchdog::{SOON, watch};
 pub type Failure = String;
 
 /// The runtime that handles are awaited on. It is none that a pool lives on, and outlives them all.
-fn observer() -> &'static Runtime {
-    static OBSERVER: OnceLock<Runtime> = OnceLock::new();
-    OBSERVER.get_or_init(|| runtime(2, "observer"))
+static OBSERVER: RwLock<Option<Runtime>> = RwLock::new(None);
+
+fn observer() -> Handle {
+    OBSERVER.read().unwrap().as_ref().expect("it was prepared").handle().clone()
 }
 
 fn runtime(threads: usize, name: &str) -> Runtime {
     Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build().unwrap()
 }
 
+/// What rounds need, until it is dropped.
+pub struct Prepared(());
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Some(observer) = OBSERVER.write().unwrap().take() {
+            observer.shutdown_timeout(SOON);
+        }
+    }
+}
+
 /// Lets everything be there that stays for good, before anything is counted.
-pub fn prepare() {
+pub fn prepare() -> Prepared {
     forbid_core_dumps();
-    observer();
+    *OBSERVER.write().unwrap() = Some(runtime(2, "observer"));
     watch(None);
     let runtime = runtime(1, "first");
     let pool = ProcessPool::builder().workers(1).runtime(runtime.handle().clone()).build().unwrap();
@@ -43,6 +55,7 @@ pub fn prepare() {
         pool.shutdown().await;
     });
     runtime.shutdown_timeout(SOON);
+    Prepared(())
 }
 
 /// Plays one round and checks it.
@@ -83,7 +96,7 @@ impl Stage {
         let runtime = runtime(round.plan.runtime_threads, "pool");
         let submitter = |share| {
             let round = round.clone();
-            named("submitter", move || submit_share(&round, share, observer().handle()))
+            named("submitter", move || submit_share(&round, share, &observer()))
         };
         let submitters = (0..SUBMITTERS).map(submitter).collect();
         let striking = round.clone();

@@ -84,7 +84,7 @@ pub enum Outlook {
 
 /// In the process that was started for it: plays a round and says what was wrong.
 pub fn play_short(seed: u64, round: u64, lack: Lack) -> Result<Tally, Failure> {
-    prepare();
+    let _prepared = prepare();
     let tally = play(Plan::short(seed, round, lack))?;
     println!("{BROKEN}{}", tally.broken());
     Ok(tally)
@@ -106,7 +106,7 @@ impl Lack {
         match command.output() {
             Ok(Output { status, stdout, .. }) if status.success() => {
                 let words = String::from_utf8_lossy(&stdout);
-                let broken = words.lines().find_map(|line| line.strip_prefix(BROKEN)?.parse().ok());
+                let broken = words.lines().find_map(|line| line.split_once(BROKEN)?.1.parse().ok());
                 broken.map(Outlook::Played).ok_or_else(|| format!("it said nothing but:\n{words}"))
             }
             Ok(output) => {

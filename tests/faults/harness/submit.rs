@@ -21,7 +21,7 @@ pub const MIB: usize = 1 << 20;
 const SHORT: Duration = Duration::from_millis(60);
 
 /// How long a worker may go on that has sent what is too long.
-const OVERSIZE_LIMIT: Duration = Duration::from_secs(10);
+const OVERSIZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Submits every eighth job, and returns when the last of them is submitted.
 pub fn submit_share(round: &Arc<Round>, share: usize, observer: &Handle) {
