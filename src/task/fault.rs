@@ -1,8 +1,10 @@
 //! What a worker reports of a task that has no value to give: plain data that crosses processes.
 
 use super::error::CodecStage;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::backtrace::BacktraceStatus;
+use std::fmt;
 
 /// The longest text that a worker sends of a message or of a backtrace.
 const MAX_TEXT: usize = 64 * 1024;
@@ -43,8 +45,35 @@ pub struct PlaceReport {
 #[allow(unreachable_pub)]
 pub struct FailureReport {
     /// The error and its causes, outermost first.
+    #[serde(deserialize_with = "chain")]
     pub(crate) chain: Vec<String>,
     pub(crate) backtrace: Option<String>,
+}
+
+/// Reads no more causes than a worker sends: empty ones take up much more memory than their encoding.
+fn chain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Few;
+
+    impl<'de> Visitor<'de> for Few {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {} messages", Fault::MAX_CHAIN)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut texts: A) -> Result<Vec<String>, A::Error> {
+            let mut chain = Vec::new();
+            while let Some(text) = texts.next_element()? {
+                if chain.len() == Fault::MAX_CHAIN {
+                    return Err(A::Error::invalid_length(chain.len() + 1, &self));
+                }
+                chain.push(text);
+            }
+            Ok(chain)
+        }
+    }
+
+    deserializer.deserialize_seq(Few)
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,6 +86,9 @@ pub struct CodecReport {
 }
 
 impl Fault {
+    /// How many causes of an error are told.
+    pub(crate) const MAX_CHAIN: usize = 64;
+
     pub(crate) fn malformed_chunk() -> Fault {
         Fault::Codec(CodecReport {
             stage: CodecStage::DecodeArguments,
@@ -73,7 +105,7 @@ impl Fault {
                 report.backtrace.iter_mut().for_each(cut);
             }
             Fault::Failed(report) => {
-                report.chain.truncate(64);
+                report.chain.truncate(Fault::MAX_CHAIN);
                 report.chain.iter_mut().for_each(cut);
                 report.backtrace.iter_mut().for_each(cut);
             }
@@ -106,4 +138,21 @@ pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a value that is no text".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_causes_are_read_than_are_sent() {
+        let failed = |causes| {
+            let fault = Fault::Failed(FailureReport { chain: vec![String::new(); causes], backtrace: None });
+            let most = postcard::to_stdvec(&fault.clone().bounded()).unwrap();
+            assert!(postcard::from_bytes::<Fault>(&most).is_ok());
+            postcard::from_bytes::<Fault>(&postcard::to_stdvec(&fault).unwrap())
+        };
+        assert!(failed(Fault::MAX_CHAIN).is_ok());
+        assert!(failed(Fault::MAX_CHAIN + 1).is_err());
+    }
 }

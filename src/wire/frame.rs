@@ -90,8 +90,10 @@ impl<H: DeserializeOwned> Decoder for FrameCodec<H> {
             source.reserve((end - source.len()).min(MAX_STEP));
             return Ok(None);
         };
-        let (head, rest) = postcard::take_from_bytes(content).map_err(FrameError::BadHead)?;
-        let body_length = rest.len();
+        // No head is longer: what it is made into is many times as large as it is.
+        let (front, rest) = content.split_at(content.len().min(HEAD_ROOM as usize));
+        let (head, left) = postcard::take_from_bytes(front).map_err(FrameError::BadHead)?;
+        let body_length = left.len() + rest.len();
         let body = if body_length <= COPY_LIMIT {
             let body = Bytes::copy_from_slice(rest);
             source.advance(end);
@@ -161,6 +163,17 @@ mod tests {
         let mut buffer = BytesMut::from(&(1u32 << 30).to_le_bytes()[..]);
         assert!(codec.decode(&mut buffer).unwrap().is_none());
         assert!(buffer.capacity() < 2 * MAX_STEP);
+    }
+
+    #[test]
+    fn a_head_longer_than_any_is_an_error() {
+        for (length, is_taken) in [(HEAD_ROOM as usize - 8, true), (HEAD_ROOM as usize + 8, false)] {
+            let mut buffer = BytesMut::from(&frame_of(&(1, "a".repeat(length)), &[2; 1000])[..]);
+            let mut codec = FrameCodec::<(u32, String)>::new(1 << 20);
+            let frame = codec.decode(&mut buffer);
+            assert_eq!(frame.as_ref().is_ok_and(|frame| frame.as_ref().is_some()), is_taken);
+            assert!(frame.is_err() || frame.unwrap().unwrap().body == [2; 1000][..]);
+        }
     }
 
     #[test]
