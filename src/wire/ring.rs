@@ -132,9 +132,9 @@ impl Ring<'_> {
             let to_end = capacity - at as u64;
             match self.data[at].load(Ordering::Relaxed) {
                 // Never at the start, or there might be no end of them.
-                WRAP if at > 0 && to_end <= filled => *head += to_end,
+                WRAP if at > 0 && to_end <= filled => *head = head.wrapping_add(to_end),
                 IN_PIPE => {
-                    *head += 1;
+                    *head = head.wrapping_add(1);
                     return Ok(Some(Record::InPipe));
                 }
                 length if length < filled.min(to_end) * 8 => {
@@ -144,7 +144,7 @@ impl Ring<'_> {
                         return Err(Garbled);
                     }
                     copy_out(&self.data[at + 1..=at + words], length, out);
-                    *head += words as u64 + 1;
+                    *head = head.wrapping_add(words as u64 + 1);
                     return Ok(Some(Record::Here(length)));
                 }
                 _ => return Err(Garbled),
