@@ -21,6 +21,8 @@ mod files;
 mod kernel;
 #[path = "sandbox/machine.rs"]
 mod machine;
+#[path = "sandbox/output.rs"]
+mod output;
 #[path = "sandbox/processes.rs"]
 mod processes;
 #[path = "sandbox/programs.rs"]
