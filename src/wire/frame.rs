@@ -91,11 +91,12 @@ impl<H: DeserializeOwned> Decoder for FrameCodec<H> {
             return Ok(None);
         };
         // No head is longer: what it is made into is many times as large as it is.
-        let (front, rest) = content.split_at(content.len().min(HEAD_ROOM as usize));
+        let front = &content[..content.len().min(HEAD_ROOM as usize)];
         let (head, left) = postcard::take_from_bytes(front).map_err(FrameError::BadHead)?;
-        let body_length = left.len() + rest.len();
+        let body = &content[front.len() - left.len()..];
+        let body_length = body.len();
         let body = if body_length <= COPY_LIMIT {
-            let body = Bytes::copy_from_slice(rest);
+            let body = Bytes::copy_from_slice(body);
             source.advance(end);
             body
         } else {

@@ -73,7 +73,7 @@ impl Stage {
         };
         let number = self.starts.fetch_add(1, Ordering::Relaxed);
         let is_hostile = number.is_multiple_of(2);
-        let script = self.scripts.lock().unwrap().pop_front_if(|_| is_hostile);
+        let script = is_hostile.then(|| self.scripts.lock().unwrap().pop_front()).flatten();
         Ok(Process {
             pid: number as u32,
             requests: pipe::Sender::from_owned_fd(requests_in)?,
