@@ -71,6 +71,8 @@ struct Life {
     pid: u32,
     /// How many processes the kernel had ended for want of memory when this one was started.
     oom_kills: u64,
+    /// The most memory that its process had before it was this program.
+    earlier_rss: u64,
     /// It has closed its pipe of results.
     has_hung_up: bool,
     inquiry: Option<Inquiry>,
@@ -108,6 +110,7 @@ impl Life {
         Life {
             pid: process.pid,
             oom_kills: oom_kills(),
+            earlier_rss: process.earlier_rss,
             has_hung_up: false,
             inquiry,
             started: Instant::now(),
@@ -312,7 +315,8 @@ impl Life {
             task: None,
             stderr_tail: self.stderr.0.text(),
             stdout_tail: self.stdout.0.text(),
-            max_rss: end.map_or(0, |end| end.max_rss),
+            // Had the process more memory before, that of the worker is not known.
+            max_rss: end.map(|end| end.max_rss).filter(|most| *most > self.earlier_rss).unwrap_or(0),
             cpu_time: Duration::from_nanos(end.map_or(0, |end| end.cpu)),
         }
     }

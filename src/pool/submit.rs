@@ -11,6 +11,9 @@ use std::marker::PhantomData;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
+/// The longest name that is kept.
+const MAX_NAME: usize = 4096;
+
 /// A task that is not submitted yet; see [`ProcessPool::task`].
 ///
 /// [`submit`](TaskBuilder::submit) it, or just `.await` it.
@@ -50,9 +53,11 @@ impl<T> TaskBuilder<T> {
         self
     }
 
-    /// A name for it, which it can ask for in the worker.
+    /// A name for it, which it can ask for in the worker, and which errors tell; cut to 4 KiB.
     pub fn name(mut self, name: impl Into<String>) -> TaskBuilder<T> {
-        self.order.name = Some(name.into());
+        let mut name = name.into();
+        name.truncate(name.floor_char_boundary(MAX_NAME));
+        self.order.name = Some(name);
         self
     }
 

@@ -79,7 +79,7 @@ impl ForkServer {
         };
         let process = Arc::new(process);
         let ended = await_end(ended, process.clone(), server.clone()).boxed();
-        Ok(link.into_process(pid, process, ended))
+        Ok(link.into_process(pid, process, 0, ended))
     }
 }
 

@@ -59,6 +59,8 @@ pub(crate) struct Process {
     pub(crate) killer: Killer,
     /// To look at it, if it runs under this kernel.
     pub(crate) probe: Option<Probe>,
+    /// The most resident memory that it had before it was this program, which the kernel counts too.
+    pub(crate) earlier_rss: u64,
     /// Resolves when the process has ended, to `None` if nobody can tell how.
     pub(crate) ended: BoxFuture<'static, Option<Ended>>,
 }

@@ -34,6 +34,9 @@ use std::path::PathBuf;
 /// [`env_clear`](crate::Builder::env_clear) where they hold secrets, which `preload`, the memory
 /// that all workers are forked from, must not hold either.
 ///
+/// A task can start as many threads as it has memory for their stacks, which it may choose to be
+/// small. It cannot have a pool of its own.
+///
 /// It does not hide that there are files: whether one exists, its size and its times can be asked for
 /// under any path (`stat`), which Landlock does not watch over. Nor does it hide the clock, the
 /// machine's load or how long things take.
@@ -87,7 +90,8 @@ impl Sandbox {
     }
 
     /// Lets tasks read and write a file, or create, change and remove what they like in a
-    /// directory. It must be there when a worker starts. Before Linux 5.19 they cannot move a file
+    /// directory. Changes of a file's mode are ignored, since they would reach files that are not the
+    /// task's. It must be there when a worker starts. Before Linux 5.19 they cannot move a file
     /// from one directory to another.
     pub fn write(mut self, path: impl Into<PathBuf>) -> Sandbox {
         self.write.push(path.into());

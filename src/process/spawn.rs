@@ -3,6 +3,7 @@
 use super::child::Role;
 use super::start::{Link, Start, start_error};
 use super::{Launch, Process};
+use crate::sys::peak_bytes;
 use crate::task::PoolError;
 use futures::future::{BoxFuture, FutureExt};
 use std::sync::Arc;
@@ -23,7 +24,8 @@ impl Spawn {
         link.send_start(&started.socket, 0).await.map_err(start_error)?;
         let pid = started.child.pid.as_raw_nonzero().get() as u32;
         let process = started.child.process.clone();
-        Ok(link.into_process(pid, process, started.child.ended().boxed()))
+        // Between being spawned and executing the program it shared the memory of this one.
+        Ok(link.into_process(pid, process, peak_bytes(), started.child.ended().boxed()))
     }
 }
 

@@ -354,10 +354,12 @@ impl Link {
         self,
         pid: u32,
         process: Arc<ProcessFd>,
+        earlier_rss: u64,
         ended: BoxFuture<'static, Option<Ended>>,
     ) -> Process {
         Process {
             pid,
+            earlier_rss,
             requests: self.requests,
             results: self.results,
             page: Some(self.page),

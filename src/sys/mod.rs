@@ -40,6 +40,13 @@ pub(crate) fn oom_kills() -> u64 {
     line.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
+/// The most resident memory that this process has had, in bytes, or 0 when it cannot be told.
+pub(crate) fn peak_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
 /// Resident memory of a process in bytes, or 0 when it cannot be told (any more).
 pub(crate) fn resident_bytes(pid: u32) -> u64 {
     let pages = std::fs::read_to_string(format!("/proc/{pid}/statm"))

@@ -1,9 +1,9 @@
 //! The system calls that a sandbox allows.
 //!
-//! Two filters, of which the kernel lets the stricter have its way. The first knows what programs
+//! Three filters, of which the kernel lets the strictest have its way. The first knows what programs
 //! call that compute, use files, time and threads; everything else is "not implemented", which is
 //! what C libraries take as a hint to do without. The second refuses, as "not permitted", what would
-//! reach beyond the process: always, or depending on the arguments.
+//! reach beyond the process: always, or depending on the arguments. The third pretends.
 
 use super::sandbox::Allowed;
 use seccompiler::{
@@ -13,7 +13,7 @@ use seccompiler::{
 use std::collections::BTreeMap;
 
 /// Filters that are ready to be put in place.
-pub(super) struct Filters([BpfProgram; 2]);
+pub(super) struct Filters([BpfProgram; 3]);
 
 impl Filters {
     /// Puts them in place, for the calling thread and those that it starts.
@@ -48,8 +48,11 @@ pub(super) fn filters(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result
     let known = compile(known, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow)?;
     let refused = refused(allowed, signals_are_scoped).map_err(|error| error.to_string())?;
     let refused = compile(refused, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?;
-    // In this order: past the list of what is known no more filters can be added.
-    Ok(Filters([refused, known]))
+    let ignored = IGNORED.iter().map(|call| (*call, Vec::new())).collect();
+    let ignored = compile(ignored, SeccompAction::Allow, SeccompAction::Errno(0))?;
+    // In this order: of two that give an error the later decides which, and past the list of what is
+    // known no more filters can be added.
+    Ok(Filters([ignored, refused, known]))
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -74,7 +77,7 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
         always(PROCESSES);
     }
     if allowed.write.is_empty() {
-        always(&[libc::SYS_fchmod, libc::SYS_utimensat]);
+        always(IGNORED);
     }
     let mut when = |call: i64, rules: Vec<Vec<SeccompCondition>>| -> Result<(), _> {
         let rules = rules.into_iter().map(SeccompRule::new).collect::<Result<Vec<_>, _>>()?;
@@ -97,15 +100,6 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
         clone.push(vec![has_not(0, libc::CLONE_THREAD as u64)?]);
     }
     when(libc::SYS_clone, clone)?;
-    if !allowed.write.is_empty() {
-        // Of an open file, not of any by its name.
-        let by_name = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
-        when(libc::SYS_utimensat, vec![vec![by_name]])?;
-        // Who executes such a file would run what the task has written as the program's user.
-        let set_id =
-            [libc::S_ISUID, libc::S_ISGID].map(|bit| has(1, bit.into()).map(|condition| vec![condition]));
-        when(libc::SYS_fchmod, set_id.into_iter().collect::<Result<_, _>>()?)?;
-    }
     // Opening a file for reading, and emptying it while at it. Landlock knows that as writing only
     // since Linux 6.2. Nor for neither reading nor writing, a third way that Linux has, of which
     // Landlock knows nothing: what is opened so can be locked, emptied and have its mode changed.
@@ -226,7 +220,7 @@ const KNOWN: &[i64] = &[
     libc::SYS_pipe2, libc::SYS_fcntl, libc::SYS_ioctl, libc::SYS_flock, libc::SYS_ftruncate,
     libc::SYS_fallocate, libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync_file_range,
     libc::SYS_fadvise64, libc::SYS_readahead, libc::SYS_copy_file_range, libc::SYS_sendfile,
-    libc::SYS_splice, libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_fchmod, libc::SYS_utimensat,
+    libc::SYS_splice, libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_fchmod,
     // Files by name, which Landlock watches over.
     libc::SYS_openat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_statfs, libc::SYS_readlinkat,
     libc::SYS_faccessat, libc::SYS_faccessat2, libc::SYS_getdents64, libc::SYS_getcwd, libc::SYS_chdir,
@@ -295,6 +289,10 @@ const PROCESSES: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const PROCESSES: &[i64] = &[libc::SYS_execve, libc::SYS_execveat, libc::SYS_setpgid, libc::SYS_setsid];
 
+/// What is refused where nothing may be written, and otherwise pretends to have been done: it reaches
+/// files that are open for reading only, such as the program itself, but copying a file asks for it.
+const IGNORED: &[i64] = &[libc::SYS_fchmod];
+
 /// What nobody needs who computes, and what is refused rather than unknown, for a clear error.
 #[rustfmt::skip]
 const REFUSED: &[i64] = &[
@@ -306,7 +304,7 @@ const REFUSED: &[i64] = &[
     // Memory that no limit counts, and what processes share by name.
     libc::SYS_memfd_create, libc::SYS_shmget, libc::SYS_shmat, libc::SYS_semget, libc::SYS_msgget, libc::SYS_mq_open,
     // What Landlock does not watch over.
-    libc::SYS_truncate, libc::SYS_fchmodat, libc::SYS_fchown, libc::SYS_fchownat, libc::SYS_mknodat,
+    libc::SYS_truncate, libc::SYS_utimensat, libc::SYS_fchmodat, libc::SYS_fchown, libc::SYS_fchownat, libc::SYS_mknodat,
     libc::SYS_setxattr, libc::SYS_lsetxattr, libc::SYS_fsetxattr, libc::SYS_removexattr,
     libc::SYS_lremovexattr, libc::SYS_fremovexattr, libc::SYS_open_by_handle_at,
     libc::SYS_name_to_handle_at, libc::SYS_inotify_init1, libc::SYS_fanotify_init,

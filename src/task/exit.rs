@@ -100,9 +100,9 @@ impl WorkerExit {
 
     /// The most resident memory that it had, in bytes; 0 when unknown.
     ///
-    /// The kernel counts it from `fork`. With [`StartMethod::Spawn`](crate::StartMethod::Spawn)
-    /// that includes the moment before `exec`, in which the process still shared the memory of
-    /// your program: the figure is then at least the resident size of your program.
+    /// The kernel counts it from before `exec`. With [`StartMethod::Spawn`](crate::StartMethod::Spawn)
+    /// that includes a moment in which the process still shared the memory of your program: it is
+    /// known only of workers that have had more than your program ever had.
     pub fn max_rss(&self) -> u64 {
         self.0.max_rss
     }

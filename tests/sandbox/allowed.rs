@@ -77,8 +77,9 @@ async fn directories_that_may_be_written_are(builder: Builder) {
         file.write_all(b", and more")?;
         file.set_len(12)?;
         file.sync_all()?;
-        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o640))?;
-        file.set_modified(std::time::SystemTime::UNIX_EPOCH)?;
+        let mode = file.metadata()?.permissions();
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        assert_eq!(file.metadata()?.permissions(), mode, "asked for in vain");
         file.lock()?;
         file.unlock()?;
         fs::File::create(at("moved"))?.write_all(&fs::read(&input)?)?;

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use procession::StartMethod;
@@ -63,7 +64,7 @@ pub(super) static ESCAPES: &[Escape] = &[
     escape("chmod", |stage| set_mode(&stage.readable())),
     escape("chmod what is not readable", |stage| set_mode(&stage.secret())),
     escape("chmod by the newer call", set_mode_by_newer_call).needs("fchmodat2"),
-    escape("fchmod", |stage| set_mode_of_open(stage, 0o640)).granted_by(Write),
+    escape("fchmod", |stage| set_mode_of_open(stage, 0o640)),
     escape("fchmod to set the user", |stage| set_mode_of_open(stage, 0o4711)),
     escape("fchmod to set the group", |stage| set_mode_of_open(stage, 0o2711)),
     escape("fchmod without access", set_mode_of_opened_for_neither),
@@ -73,8 +74,7 @@ pub(super) static ESCAPES: &[Escape] = &[
     escape("fsetxattr", set_attribute_of_open).needs("a file system with user attributes"),
     escape("utimes", |stage| set_times(&stage.readable())),
     escape("utimes of what is not readable", |stage| set_times(&stage.secret())),
-    escape("futimes", |stage| told(readable(stage)?.set_modified(std::time::SystemTime::UNIX_EPOCH)))
-        .granted_by(Write),
+    escape("futimes", |stage| told(readable(stage)?.set_modified(std::time::SystemTime::UNIX_EPOCH))),
 ];
 
 fn open_fd(path: impl AsRef<Path>, flags: i32) -> Result<OwnedFd, i32> {
@@ -204,7 +204,10 @@ fn set_mode_by_newer_call(stage: &Stage) -> Outcome {
 fn set_mode_of_open(stage: &Stage, mode: u32) -> Outcome {
     let file = readable(stage)?;
     // SAFETY: the descriptor is open.
-    check(unsafe { libc::fchmod(file.as_raw_fd(), mode) })
+    check(unsafe { libc::fchmod(file.as_raw_fd(), mode) })?;
+    // Who may write is told that it is done.
+    let is_done = file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o7777 == mode);
+    if is_done { Ok(()) } else { Err(libc::EPERM) }
 }
 
 fn set_mode_of_opened_for_neither(stage: &Stage) -> Outcome {
