@@ -181,9 +181,11 @@ fn no_thread_of_the_runtime_is_needed_to_start_a_worker(builder: Builder) {
     runtime.enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
         let pool = builder.build().unwrap();
         let waits = |pool: ProcessPool| move || futures::executor::block_on(pool.submit(|| 7u8, ()));
-        let waiting = tokio::task::spawn_blocking(waits(pool.clone()));
-        assert_eq!(waiting.await.unwrap().unwrap(), 7);
-        pool.shutdown().await;
+        let mut waiting = tokio::task::spawn_blocking(waits(pool.clone()));
+        let result = tokio::time::timeout(Duration::from_secs(20), &mut waiting).await;
+        // It lets go of the thread, should that still wait.
+        pool.shutdown_now().await;
+        assert_eq!(result.expect("no worker is started").unwrap().unwrap(), 7);
     });
 }
 

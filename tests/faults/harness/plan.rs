@@ -126,7 +126,7 @@ fn some_kinds(rng: &mut Rng) -> Vec<Kind> {
     Kind::ALL.into_iter().filter(|kind| kind.is_innocent() || everything && rng.bool()).collect()
 }
 
-fn jobs(rng: &mut Rng, kinds: &[Kind], pools: &Vec<Settings>) -> Vec<Job> {
+fn jobs(rng: &mut Rng, kinds: &[Kind], pools: &[Settings]) -> Vec<Job> {
     let mut deck: Vec<Kind> = kinds.iter().copied().filter(|kind| !kind.is_heavy()).collect();
     if rng.u32(..4) == 0 {
         deck.push(Kind::EchoBeyondArena);
