@@ -76,7 +76,8 @@ impl Plan {
         let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(round));
         let method = if round.is_multiple_of(2) { StartMethod::ForkServer } else { StartMethod::Spawn };
         let turn = round / 2;
-        let pools = (0..if rng.u32(..4) == 0 { 2 } else { 1 }).map(|_| Settings::new(&mut rng)).collect();
+        let pools: Vec<Settings> =
+            (0..if rng.u32(..4) == 0 { 2 } else { 1 }).map(|_| Settings::new(&mut rng)).collect();
         // Every third round has everything in it; in the others it shows what is due to what.
         let kinds = if turn.is_multiple_of(3) { Kind::ALL.to_vec() } else { some_kinds(&mut rng) };
         let jobs = jobs(&mut rng, &kinds, &pools);
