@@ -37,7 +37,7 @@ fn a_cancelled_task_that_is_done_does_not_take_the_next_along(builder: Builder) 
     }
     let ledger = Ledger::new();
     current_thread().block_on(async {
-        let pool = builder.workers(1).cancel_grace(Duration::ZERO).build().unwrap();
+        let pool = builder.workers(1).cancel_grace(Duration::ZERO).look_out(Duration::ZERO).build().unwrap();
         // So many that the worker is sent several at a time.
         for _ in 0..200 {
             a_worker(&pool).await;
