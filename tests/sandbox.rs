@@ -59,7 +59,6 @@ struct Escape {
 /// What the builder of a sandbox can allow, if it allows this.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Grant {
-    Write,
     Execute,
     Network,
 }

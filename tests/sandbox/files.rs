@@ -8,7 +8,6 @@ use std::path::Path;
 
 use procession::StartMethod;
 
-use super::Grant::Write;
 use super::{Escape, Outcome, Stage, c_path, check, escape, told};
 
 both! { no_file_is_reached, each_file_is_reached_without_a_sandbox }
