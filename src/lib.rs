@@ -85,6 +85,51 @@
 //! [`Builder`] for how many there are, what they start with ([`Builder::initializer`],
 //! [`Builder::preload`]), when they are recycled, and what they are allowed. [`worker`] has what a
 //! task can find out about itself.
+//!
+//! ## Code that you do not trust
+//!
+//! A process of its own keeps a crash to itself, but not code that means harm: without more it may do
+//! what your program may. [`Builder::sandbox`] takes that away: files, the network, other processes.
+//! Limits ([`Builder::worker_memory_limit`], [`Builder::worker_cpu_limit`], [`Builder::task_timeout`])
+//! bound what it uses up. See [`Sandbox`], and `examples/untrusted_images.rs`.
+//!
+//! ```
+//! use procession::{ExitCause, ProcessPool, Sandbox, TaskError};
+//! use std::time::Duration;
+//!
+//! fn decode(bytes: Vec<u8>) -> Option<usize> {
+//!     // A hostile input has taken over, but there is nothing here to take.
+//!     assert!(std::fs::read_to_string("/etc/passwd").is_err());
+//!     bytes.iter().position(|byte| *byte == 0)
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> anyhow::Result<()> {
+//! # // A kernel without Landlock has nothing to show here.
+//! # if ProcessPool::builder().sandbox(Sandbox::new()).build().is_err() {
+//! #     return Ok(());
+//! # }
+//! let pool = ProcessPool::builder()
+//!     .sandbox(Sandbox::new())
+//!     .worker_memory_limit(256 << 20)
+//!     .task_timeout(Duration::from_secs(5))
+//!     .build()?;
+//! assert_eq!(pool.submit(decode, vec![1, 0]).await?, Some(1));
+//! let greedy = |size: usize| vec![1_u8; size].len();
+//! match pool.submit(greedy, 1 << 30).await {
+//!     Err(TaskError::WorkerDied(exit)) => assert_eq!(exit.cause(), ExitCause::OutOfMemory),
+//!     other => panic!("{other:?}"),
+//! }
+//! # pool.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ## Signals
+//!
+//! Ctrl-C, SIGTERM and SIGHUP are for your program: workers neither die before it has decided, nor
+//! outlive it. `docs/signals.md` in the repository has the details, and
+//! `examples/graceful_shutdown.rs` a service that ends well.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("procession runs on Linux only, for now");

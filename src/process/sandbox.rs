@@ -57,6 +57,10 @@ use std::path::PathBuf;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> anyhow::Result<()> {
+/// # // A kernel without Landlock has nothing to show here.
+/// # if ProcessPool::builder().sandbox(Sandbox::new()).build().is_err() {
+/// #     return Ok(());
+/// # }
 /// let pool = ProcessPool::builder()
 ///     .sandbox(Sandbox::new())
 ///     .worker_memory_limit(512 << 20)
