@@ -354,7 +354,7 @@ fn cases() -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     ProptestConfig {
         cases: asked.unwrap_or(48),
-        max_shrink_iters: 200,
+        max_shrink_time: 30_000,
         failure_persistence: None,
         ..ProptestConfig::default()
     }
