@@ -134,6 +134,9 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("procession runs on Linux only, for now");
 
+#[cfg(any(test, feature = "internals"))]
+#[doc(hidden)]
+pub mod decoders;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;

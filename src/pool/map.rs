@@ -379,3 +379,11 @@ fn ends_all(error: &TaskError) -> bool {
         TaskError::WorkerDied(_) | TaskError::TimedOut { .. } | TaskError::Panicked(_) | TaskError::NodeLost
     )
 }
+
+/// The results that are in the parts of a chunk, as far as they are any.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) fn results_of_parts(count: usize, bytes: Bytes) -> Vec<Result<Bytes, TaskError>> {
+    let mut results = Results::default();
+    results.0.push_back(Ready::Parts(Items { count, bytes }));
+    std::iter::from_fn(|| results.pop()).collect()
+}

@@ -19,6 +19,8 @@ mod submit;
 pub use builder::{Builder, StartMethod};
 pub use handle::{Canceller, TaskHandle, TaskStatus};
 pub use map::Map;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) use map::results_of_parts;
 #[cfg(feature = "internals")]
 pub(crate) use scheduler::cycle as scheduler_cycle;
 pub use stats::{PoolStats, WorkerInfo, WorkerState};

@@ -64,6 +64,10 @@ pub(super) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result
         })
         .flatten()
         .collect();
-    let message = postcard::from_bytes(&bytes[..length]).map_err(io::Error::other)?;
-    Ok(Some((message, fds)))
+    Ok(Some((decode(&bytes[..length])?, fds)))
+}
+
+/// The message that these bytes are.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(bytes).map_err(io::Error::other)
 }

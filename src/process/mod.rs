@@ -79,3 +79,10 @@ impl Killer {
         (self.0)();
     }
 }
+
+/// Reads a message of the fork server's, and says it again.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) fn read_notice(bytes: &[u8]) -> Option<(String, Vec<u8>)> {
+    let notice: control::Notice = channel::decode(&bytes[..bytes.len().min(channel::MAX_MESSAGE)]).ok()?;
+    Some((format!("{notice:?}"), postcard::to_stdvec(&notice).ok()?))
+}

@@ -61,7 +61,7 @@ impl Tail {
         String::from_utf8_lossy(bytes.make_contiguous()).into_owned()
     }
 
-    fn push(&self, bytes: &[u8]) {
+    pub(crate) fn push(&self, bytes: &[u8]) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(&bytes[bytes.len().saturating_sub(TAIL)..]);
         let excess = kept.len().saturating_sub(TAIL);

@@ -5,6 +5,8 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod child;
+#[cfg(test)]
+pub(crate) mod counting;
 pub(crate) mod entry;
 pub(crate) mod fault;
 pub(crate) mod fds;

@@ -9,7 +9,7 @@ mod function;
 mod shape;
 mod stuck;
 
-#[cfg(feature = "internals")]
+#[cfg(any(test, feature = "internals"))]
 pub(crate) use codec::to_body;
 pub(crate) use codec::{Sink, decode, from_body};
 pub use error::{CodecError, CodecStage, Panic, PanicLocation, PoolError, RemoteError, TaskError};

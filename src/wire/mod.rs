@@ -16,5 +16,5 @@ pub(crate) use identity::build_identity;
 pub(crate) use incoming::{Batch, Body, Incoming};
 pub(crate) use message::{PROTOCOL, Reply, Request, Run, Setup};
 pub(crate) use page::{LARGE, Page, SLOTS};
-#[cfg(feature = "internals")]
-pub(crate) use ring::Record;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) use ring::{Garbled, Record};

@@ -245,7 +245,7 @@ impl Page {
 }
 
 /// For tests that write where they should not.
-#[cfg(test)]
+#[cfg(any(test, feature = "internals"))]
 impl Page {
     /// Where the single words are, the slots, the ring, the arena of requests, that of results, and
     /// where a task was.

@@ -1,0 +1,95 @@
+//! What tasks have come to, and what they have written.
+
+use super::Input;
+use crate::process::Tail;
+use crate::task::{CodecStage, TaskError, from_body, to_body};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Inner {
+    name: String,
+    bytes: Vec<u8>,
+    at: Option<(f64, char)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Outer {
+    Nothing,
+    One(Inner),
+    Many { inner: Vec<Inner>, flag: bool },
+}
+
+/// A value, of one of several types.
+pub(super) fn values(data: &[u8]) {
+    let mut input = Input(data);
+    let kind = input.byte();
+    let body = Bytes::copy_from_slice(input.0);
+    match kind % 12 {
+        0 => read::<Vec<u8>>(body),
+        1 => read::<String>(body),
+        2 => read::<[Option<u16>; 4]>(body),
+        3 => read::<(u64, String, [u32; 3])>(body),
+        4 => read::<Outer>(body),
+        5 => read::<BTreeMap<String, Vec<u32>>>(body),
+        6 => drop(read_any::<HashMap<u32, Option<String>>>(body)),
+        7 => read::<(Vec<u8>, Vec<u8>, i16)>(body),
+        8 => read::<Vec<Option<String>>>(body),
+        9 => read::<Result<Vec<String>, (i64, f32)>>(body),
+        10 => read::<Vec<(char, bool, u8)>>(body),
+        _ => read::<Option<Box<[i128]>>>(body),
+    }
+}
+
+/// What can be read can be written, and is then read as the same.
+fn read<T: Serialize + DeserializeOwned + 'static>(body: Bytes) {
+    let Some(value) = read_any::<T>(body) else { return };
+    let written = to_body(value, u64::MAX, CodecStage::EncodeResult).expect("it can be written");
+    let again: T = from_body(written.clone(), CodecStage::DecodeResult).expect("it can be read");
+    let again = to_body(again, u64::MAX, CodecStage::EncodeResult).expect("it can be written again");
+    assert_eq!(written, again);
+}
+
+fn read_any<T: DeserializeOwned + 'static>(body: Bytes) -> Option<T> {
+    from_body::<T>(body, CodecStage::DecodeResult)
+        .map_err(|fault| assert!(matches!(TaskError::from(fault), TaskError::Codec(_))))
+        .ok()
+}
+
+/// The results of a chunk's items.
+pub(super) fn parts(data: &[u8]) {
+    let mut input = Input(data);
+    let count = usize::from(input.byte());
+    let bytes = Bytes::copy_from_slice(input.0);
+    let results = crate::pool::results_of_parts(count, bytes);
+    assert!(results.len() <= count);
+    let values = results.iter().flatten().map(Bytes::len);
+    // Each has its length and its kind before it.
+    assert!(values.map(|length| length + 5).sum::<usize>() <= input.0.len());
+    for result in results {
+        match result {
+            Ok(value) => drop(read_any::<u64>(value)),
+            Err(error) => assert!(!format!("{error} {error:?}").is_empty()),
+        }
+    }
+}
+
+/// The end of what was written to standard error.
+pub(super) fn tails(data: &[u8]) {
+    const TAIL: usize = 8 * 1024;
+    let tail = Tail::default();
+    let mut input = Input(data);
+    // Much at a time, and more than is kept.
+    let times = usize::from(input.byte()) * 2;
+    let piece = usize::from(input.byte()).max(1);
+    let mut written = Vec::new();
+    while !input.is_empty() {
+        let bytes = input.bytes(piece).repeat(1 + times % 50);
+        tail.push(&bytes);
+        written.extend_from_slice(&bytes);
+        written.drain(..written.len().saturating_sub(TAIL));
+    }
+    assert_eq!(tail.text(), String::from_utf8_lossy(&written));
+}
