@@ -5,6 +5,7 @@
 //! encoding. A body that is nothing but one `Vec<u8>`, `String` or `Bytes` is its bytes as they
 //! are: its memory is handed on rather than copied.
 
+use super::bounded::{Bounded, Bounds};
 use super::error::CodecStage;
 use super::fault::{CodecReport, Fault};
 use bytes::Bytes;
@@ -207,16 +208,21 @@ impl<'a> Source<'a> {
     pub(crate) fn take<T: DeserializeOwned + 'static>(&mut self, stage: CodecStage) -> Result<T, Fault> {
         let mut whole = None::<T>;
         let taken = match (&mut whole as &mut dyn Any).downcast_mut::<Option<Vec<u8>>>() {
-            Some(whole) => postcard::take_from_bytes::<&[u8]>(self.0).map(|(bytes, rest)| {
-                *whole = Some(bytes.to_vec());
-                rest
-            }),
-            None => postcard::take_from_bytes(self.0).map(|(value, rest)| {
+            Some(whole) => postcard::take_from_bytes::<&[u8]>(self.0)
+                .map(|(bytes, rest)| {
+                    *whole = Some(bytes.to_vec());
+                    rest
+                })
+                .map_err(|error| (error, None)),
+            None => take_bounded(self.0).map(|(value, rest)| {
                 whole = Some(value);
                 rest
             }),
         };
-        self.0 = taken.map_err(|error| codec_fault::<T>(stage, &error, || why_not_decoded::<T>(self.0)))?;
+        self.0 = taken.map_err(|(error, bound)| {
+            let why = || bound.map(String::from).or_else(|| why_not_decoded::<T>(self.0));
+            codec_fault::<T>(stage, &error, why)
+        })?;
         whole.ok_or_else(|| codec_fault::<T>(stage, &postcard::Error::SerdeDeCustom, || None))
     }
 
@@ -236,6 +242,18 @@ pub(crate) fn decode<T: DeserializeOwned + 'static>(bytes: &[u8], stage: CodecSt
     let value = source.take(stage)?;
     source.finish::<T>(stage)?;
     Ok(value)
+}
+
+/// What went wrong, and the bound that was met, if one was.
+type Refused = (postcard::Error, Option<&'static str>);
+
+/// Decodes a value from the front of `bytes`.
+fn take_bounded<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), Refused> {
+    let mut deserializer = postcard::Deserializer::from_bytes(bytes);
+    let bounds = Bounds::of(bytes);
+    let value = T::deserialize(Bounded::new(&mut deserializer, &bounds));
+    let value = value.map_err(|error| (error, bounds.met()))?;
+    Ok((value, deserializer.finalize().map_err(|error| (error, None))?))
 }
 
 fn codec_fault<T: ?Sized>(
@@ -264,12 +282,95 @@ fn why_not_encoded<T: Serialize>(value: &T) -> Option<String> {
 fn why_not_decoded<T: DeserializeOwned>(bytes: &[u8]) -> Option<String> {
     let mut deserializer = postcard::Deserializer::from_bytes(bytes);
     let mut deserializer = <dyn erased_serde::Deserializer<'_>>::erase(&mut deserializer);
-    erased_serde::deserialize::<T>(&mut deserializer).err().map(|error| error.to_string())
+    let deserializer: &mut dyn erased_serde::Deserializer<'_> = &mut deserializer;
+    let bounds = Bounds::of(bytes);
+    T::deserialize(Bounded::new(deserializer, &bounds)).err().map(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::bounded::MAX_DEPTH;
+    use serde::Deserialize;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Tree {
+        Leaf(u8),
+        Node { name: String, inner: Option<Box<Tree>> },
+        Many(Vec<Tree>),
+    }
+
+    fn roundtrip(value: &Tree) -> Result<Tree, Fault> {
+        decode(&postcard::to_stdvec(value).unwrap(), CodecStage::DecodeResult)
+    }
+
+    fn cause(fault: Fault) -> String {
+        let Fault::Codec(report) = fault else { panic!("{fault:?}") };
+        report.cause
+    }
+
+    #[test]
+    fn values_may_be_nested_but_not_without_end() {
+        // A level is an enum and an option.
+        let deep = |levels: u32| {
+            (0..levels / 2).fold(Tree::Leaf(7), |tree, at| Tree::Node {
+                name: at.to_string(),
+                inner: Some(Box::new(tree)),
+            })
+        };
+        let tree = Tree::Many(vec![deep(MAX_DEPTH - 4), Tree::Leaf(1)]);
+        assert_eq!(roundtrip(&tree).unwrap(), tree);
+        assert!(cause(roundtrip(&deep(MAX_DEPTH + 2)).unwrap_err()).contains("levels deep"));
+        // What a worker can send that has a stack without end: all nodes, each in the one before.
+        #[derive(Debug, Deserialize)]
+        struct List(#[allow(dead_code)] Option<Box<List>>);
+        let error = decode::<List>(&[1; 1 << 20], CodecStage::DecodeResult).unwrap_err();
+        assert!(cause(error).contains("levels deep"));
+    }
+
+    /// Looking for the reason takes more stack than decoding.
+    #[test]
+    fn a_reason_that_lies_deep_is_found() {
+        #[derive(Debug, Deserialize)]
+        #[serde(try_from = "u8")]
+        struct Odd;
+        impl TryFrom<u8> for Odd {
+            type Error = String;
+            fn try_from(number: u8) -> Result<Odd, String> {
+                if number % 2 == 1 { Ok(Odd) } else { Err(format!("{number} is even")) }
+            }
+        }
+        #[derive(Debug, Deserialize)]
+        #[allow(dead_code)]
+        struct Fat {
+            room: [u64; 16],
+            inner: Option<Box<Fat>>,
+            odd: Odd,
+        }
+        // A level is a struct and an option, and the innermost has an array.
+        let levels = (MAX_DEPTH as usize - 4) / 2;
+        let mut bytes = Vec::new();
+        for _ in 0..levels {
+            bytes.extend([[0; 16].as_slice(), &[1]].concat());
+        }
+        bytes.extend([[0; 16].as_slice(), &[0, 2]].concat());
+        let error = decode::<Fat>(&bytes, CodecStage::DecodeResult).unwrap_err();
+        let Fault::Codec(report) = error else { panic!("{error:?}") };
+        assert!(!report.cause.is_empty());
+    }
+
+    #[test]
+    fn elements_without_bytes_are_bounded() {
+        let count = |length: u64| {
+            let bytes = postcard::to_stdvec(&length).unwrap();
+            decode::<Vec<()>>(&bytes, CodecStage::DecodeResult).map(|units| units.len())
+        };
+        assert_eq!(count(1 << 16).unwrap(), 1 << 16);
+        assert!(cause(count(u64::MAX).unwrap_err()).contains("elements than bytes"));
+        // Each of many may have as many as all.
+        let bytes = postcard::to_stdvec(&vec![1_u64 << 19; 1000]).unwrap();
+        decode::<Vec<Vec<()>>>(&bytes, CodecStage::DecodeResult).unwrap_err();
+    }
     use proptest::prelude::*;
 
     const STAGE: CodecStage = CodecStage::EncodeResult;

@@ -1,6 +1,7 @@
 //! The vocabulary that both sides of a pool share: tasks and their shapes, how a function is
 //! named across processes, and everything that can become of a task.
 
+mod bounded;
 mod codec;
 mod error;
 mod exit;
