@@ -195,11 +195,19 @@ impl Shared {
 
     pub(super) fn counts(&self) -> Counts {
         let state = self.lock();
-        state.scheduler.counts(&state.links)
+        let counts = state.scheduler.counts(&state.links);
+        if self.terminated.is_cancelled() {
+            // Without its runtime the pool has not seen their end.
+            return Counts { workers: 0, idle: 0, starting: 0, ..counts };
+        }
+        counts
     }
 
     /// Looks at each worker that there is.
     pub(super) fn workers(&self) -> Vec<WorkerInfo> {
+        if self.terminated.is_cancelled() {
+            return Vec::new();
+        }
         let state = self.lock();
         let keys = 0..state.links.0.len();
         keys.filter_map(|worker| {

@@ -22,6 +22,7 @@ both! {
     a_flood_of_output_ends_with_its_tail,
     sync no_thread_of_the_runtime_is_needed_to_start_a_worker,
     sync a_runtime_dropped_while_workers_start_leaves_nothing,
+    sync a_pool_without_its_runtime_shows_no_workers,
 }
 
 fn kill(pid: u32, signal: i32) {
@@ -209,6 +210,18 @@ fn a_runtime_dropped_while_workers_start_leaves_nothing(builder: Builder) {
         }
         futures::executor::block_on(pool.shutdown());
     }
+}
+
+/// They are dead, and their process ids may be those of others by now.
+fn a_pool_without_its_runtime_shows_no_workers(builder: Builder) {
+    let runtime = multi_thread();
+    let pool = builder.runtime(runtime.handle().clone()).build().unwrap();
+    let pid = runtime.block_on(a_worker(&pool));
+    drop(runtime);
+    futures::executor::block_on(pool.shutdown());
+    assert!(pool.workers().is_empty(), "{:?}, of which {pid} was one", pool.workers());
+    let stats = pool.stats();
+    assert_eq!((stats.workers(), stats.idle_workers(), stats.starting_workers()), (0, 0, 0));
 }
 
 /// What happens to the process that starts the others.

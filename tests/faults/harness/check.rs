@@ -195,10 +195,8 @@ impl Evidence<'_> {
                 .filter(|record| wanted.contains(&record.outcome) && !record.kind.has_items())
                 .count() as u64
         };
-        // Without its runtime a pool sees nobody's end.
         // Those that tried whether a pool works again are on no record.
         let after = if self.is_short() { u64::MAX / 4 } else { 0 };
-        let is_lost = self.round.plan.end == End::DropRuntime;
         let has_maps = records.iter().any(|record| record.kind.has_items());
         let refused = count(&[Outcome::QueueFull, Outcome::Broken, Outcome::ShutDown]);
         let unseen = count(&[Outcome::Unseen]);
@@ -218,7 +216,7 @@ impl Evidence<'_> {
             ("died", stats.workers_died(), 0, stats.workers_started()),
             ("queued", stats.queued() as u64, 0, 0),
             ("running", stats.running() as u64, 0, 0),
-            ("workers", stats.workers() as u64, 0, if is_lost { u64::MAX } else { 0 }),
+            ("workers", stats.workers() as u64, 0, 0),
         ];
         let wrong = bounds.iter().filter(|(_, is, least, most)| is < least || is > most);
         wrong.map(|bound| format!("pool {pool}: {bound:?} (name, is, least, most) in {stats:?}")).collect()
