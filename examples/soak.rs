@@ -163,13 +163,14 @@ impl Soak {
     fn line(&self) -> String {
         let (tally, now) = (&self.tally, &self.looks[self.looks.len() - 1]);
         format!(
-            "{} s: {} rounds, {} tasks, {} faults, {} descriptors, {} threads, {} MiB resident",
+            "{} s: {} rounds, {} tasks, {} faults, {} descriptors, {} threads, {} KiB allocated, {} MiB resident",
             self.start.elapsed().as_secs(),
             tally.rounds,
             tally.all_tasks(),
             tally.all_faults(),
             now.descriptors.len(),
             now.threads.len(),
+            now.allocated >> 10,
             now.resident >> 20,
         )
     }
@@ -192,25 +193,25 @@ impl Soak {
         row("descriptors", |held| held.descriptors.len() as u64);
         row("threads", |held| held.threads.len() as u64);
         row("child processes", |held| held.children as u64);
+        row("KiB allocated", |held| held.allocated >> 10);
         row("MiB resident", |held| held.resident >> 20);
         text
     }
 
-    /// Whether memory has grown from an early stretch to a late one. It goes up and down by what
-    /// the allocator keeps, so only medians count.
+    /// Whether more memory is in use in a late stretch than in an early one.
     fn growth(&self) -> Option<String> {
         let stretch = (self.looks.len().checked_sub(WARM_UP)?) / 4;
         if stretch < 10 {
             return None; // too few to tell
         }
         let median = |looks: &[Holdings]| {
-            let mut sizes: Vec<u64> = looks.iter().map(|look| look.resident).collect();
+            let mut sizes: Vec<u64> = looks.iter().map(|look| look.allocated).collect();
             sizes.sort_unstable();
             sizes[sizes.len() / 2]
         };
         let early = median(&self.looks[WARM_UP..WARM_UP + stretch]);
         let late = median(&self.looks[self.looks.len() - stretch..]);
-        let has_grown = late > early + early / 4 + (16 << 20);
-        has_grown.then(|| format!("resident memory has grown from {early} to {late} bytes"))
+        let has_grown = late > early + early / 4 + (2 << 20);
+        has_grown.then(|| format!("memory has grown from {early} to {late} bytes"))
     }
 }

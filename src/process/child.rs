@@ -57,11 +57,20 @@ pub(crate) fn serve(role: Role, work: fn(Duties) -> io::Result<()>) -> ! {
         Role::ForkServer => Control::open().and_then(|control| control.fork_workers(work)),
         Role::Worker => Control::open().and_then(|control| control.be_worker(work)),
     };
-    if let Err(error) = served {
-        eprintln!("procession: {}: {error}", role.as_str());
-        child::exit_now(1);
+    end(role, served)
+}
+
+/// Ends this process, with a word of what was the matter.
+fn end(role: Role, served: io::Result<()>) -> ! {
+    match served {
+        Ok(()) => child::exit_now(0),
+        // The program is gone, or has no use for this process any more, which is nobody's mistake.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => child::exit_now(0),
+        Err(error) => {
+            eprintln!("procession: {}: {error}", role.as_str());
+            child::exit_now(1)
+        }
     }
-    child::exit_now(0)
 }
 
 /// The control socket of a started process, and how it was configured.
@@ -243,11 +252,7 @@ impl Server {
         }
         let limits = std::mem::take(&mut self.control.limits);
         let worked = ends.take_up(self.control.depth, limits).and_then(work);
-        if let Err(error) = worked {
-            eprintln!("procession: worker: {error}");
-            child::exit_now(1);
-        }
-        child::exit_now(0)
+        end(Role::Worker, worked)
     }
 
     /// Reports the children that have ended.
