@@ -98,14 +98,37 @@ fn soak(options: &Options) -> ExitCode {
     }
 }
 
+/// How much the program holds.
+struct Look {
+    descriptors: usize,
+    threads: usize,
+    children: usize,
+    resident: u64,
+    allocated: u64,
+}
+
+impl Look {
+    fn now() -> Look {
+        let held = Holdings::now();
+        Look {
+            descriptors: held.descriptors.len(),
+            threads: held.threads.len(),
+            children: held.children,
+            resident: held.resident,
+            allocated: held.allocated,
+        }
+    }
+}
+
 /// A run of many rounds.
 struct Soak {
     seed: u64,
     start: Instant,
     said: Instant,
     tally: Tally,
-    /// What the program held before the first round and after each.
-    looks: Vec<Holdings>,
+    /// What the program held before the first round and after each, as numbers: the names of it all would
+    /// themselves be what grows.
+    looks: Vec<Look>,
     short: u64,
     broken: u64,
     skipped: Vec<String>,
@@ -118,7 +141,7 @@ impl Soak {
             start: Instant::now(),
             said: Instant::now(),
             tally: Tally::default(),
-            looks: vec![Holdings::now()],
+            looks: vec![Look::now()],
             short: 0,
             broken: 0,
             skipped: Vec::new(),
@@ -129,7 +152,7 @@ impl Soak {
         let (began, round) = (Instant::now(), self.tally.rounds);
         let tally = play(Plan::new(self.seed, round))?;
         self.tally.add(&tally);
-        self.looks.push(Holdings::now());
+        self.looks.push(Look::now());
         if round % SHORT_EVERY == SHORT_EVERY / 2 {
             self.play_short(round, Lack::Descriptors)?;
             self.play_short(round + 1, Lack::Processes)?;
@@ -168,8 +191,8 @@ impl Soak {
             tally.rounds,
             tally.all_tasks(),
             tally.all_faults(),
-            now.descriptors.len(),
-            now.threads.len(),
+            now.descriptors,
+            now.threads,
             now.allocated >> 10,
             now.resident >> 20,
         )
@@ -186,12 +209,12 @@ impl Soak {
         text += "\n| held | at the start | after warm-up | at the end |\n| --- | ---: | ---: | ---: |\n";
         let warm = self.looks.len().min(WARM_UP) - 1;
         let looks = [&self.looks[0], &self.looks[warm], &self.looks[self.looks.len() - 1]];
-        let mut row = |what: &str, of: fn(&Holdings) -> u64| {
+        let mut row = |what: &str, of: fn(&Look) -> u64| {
             let [start, warm, end] = looks.map(of);
             text += &format!("| {what} | {start} | {warm} | {end} |\n");
         };
-        row("descriptors", |held| held.descriptors.len() as u64);
-        row("threads", |held| held.threads.len() as u64);
+        row("descriptors", |held| held.descriptors as u64);
+        row("threads", |held| held.threads as u64);
         row("child processes", |held| held.children as u64);
         row("KiB allocated", |held| held.allocated >> 10);
         row("MiB resident", |held| held.resident >> 20);
@@ -204,7 +227,7 @@ impl Soak {
         if stretch < 10 {
             return None; // too few to tell
         }
-        let median = |looks: &[Holdings]| {
+        let median = |looks: &[Look]| {
             let mut sizes: Vec<u64> = looks.iter().map(|look| look.allocated).collect();
             sizes.sort_unstable();
             sizes[sizes.len() / 2]
