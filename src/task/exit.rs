@@ -155,10 +155,14 @@ impl fmt::Display for ExitReport {
 }
 
 impl ExitReport {
-    /// The last line of standard error that says something.
+    /// The last line of standard error that says something, which a backtrace does not.
     fn last_line(&self) -> Option<&str> {
+        let is_frame = |line: &str| {
+            line.starts_with("at ") || line.split_once(": ").is_some_and(|(n, _)| n.parse::<u32>().is_ok())
+        };
+        let is_noise = |line: &str| line.is_empty() || line.starts_with("note: ") || is_frame(line);
         let mut lines = self.stderr_tail.lines().rev().map(str::trim);
-        lines.find(|line| !line.is_empty() && !line.starts_with("note: run with `RUST_BACKTRACE="))
+        lines.find(|line| !is_noise(line) && *line != "stack backtrace:")
     }
 }
 
@@ -231,7 +235,10 @@ mod tests {
             core_dumped: true,
             task: Some("`decode` (submitted at main.rs:1:2)".into()),
             max_rss: 5_000_000,
-            stderr_tail: "first\nthe end\nnote: run with `RUST_BACKTRACE=1` environment variable\n\n".into(),
+            stderr_tail:
+                "first\nthe end\nstack backtrace:\n   0: app::main\n             at ./main.rs:1\nnote: \
+                          run with `RUST_BACKTRACE=1` environment variable\n\n"
+                    .into(),
             ..report(ExitCause::Signalled)
         });
         assert_eq!(
