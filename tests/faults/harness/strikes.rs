@@ -78,7 +78,7 @@ impl Striker<'_> {
     fn strike(mut self, fault: Fault) -> Option<()> {
         match fault {
             Fault::KillWorker => self.kill(|this| this.a_worker(), libc::SIGKILL),
-            Fault::TerminateWorker => self.kill(|this| this.a_worker(), libc::SIGTERM),
+            Fault::TerminateWorker => self.terminate(),
             Fault::KillStarting => self.kill(|this| this.a_starting_worker(), libc::SIGKILL),
             Fault::StopWorker => self.stop(|this| this.a_worker(), 600),
             Fault::StopStarting => self.stop(|this| this.a_starting_worker(), 600),
@@ -110,6 +110,12 @@ impl Striker<'_> {
         // Noted first: its task may be resolved before this thread goes on.
         self.note_worker(&target.process);
         target.signal(signal).then_some(())
+    }
+
+    /// What a signal to all processes of a program means is for the program to say: workers go on,
+    /// and so this is no excuse for the death of a task.
+    fn terminate(&self) -> Option<()> {
+        self.search(|this| this.a_worker())?.signal(libc::SIGTERM).then_some(())
     }
 
     fn note_worker(&self, process: &Process) {
