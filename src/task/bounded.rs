@@ -15,8 +15,9 @@ use std::fmt;
 /// A level takes some hundred bytes of the stack, or a thousand in a debug build.
 pub(crate) const MAX_DEPTH: u32 = 256;
 
-/// How many elements a value may have more than bytes: those that take up none.
-const MAX_EMPTY: u64 = 1 << 20;
+/// How many elements all sequences and maps of a value may have more than it has bytes: those that take
+/// up none. Each other takes up one at least.
+pub(crate) const MAX_EMPTY: u64 = 1 << 20;
 
 /// What is left of the bounds that concern all of a value, and whether one was met: postcard drops what
 /// its errors are made of.
@@ -53,22 +54,32 @@ pub(super) struct Bounded<'b, T> {
     bounds: &'b Bounds,
     /// How many levels deeper it may go.
     levels: u32,
+    /// It is a sequence or a map, of which the bytes say how long it is; not a tuple or a struct.
+    counts: bool,
 }
 
 impl<'b, T> Bounded<'b, T> {
     pub(super) fn new(inner: T, bounds: &'b Bounds) -> Bounded<'b, T> {
-        Bounded { inner, bounds, levels: MAX_DEPTH }
+        Bounded { inner, bounds, levels: MAX_DEPTH, counts: false }
     }
 
     fn with<U>(&self, inner: U) -> Bounded<'b, U> {
-        Bounded { inner, bounds: self.bounds, levels: self.levels }
+        Bounded { inner, bounds: self.bounds, levels: self.levels, counts: self.counts }
+    }
+
+    /// Counts an element, if there was one.
+    fn count<U, E: Error>(&self, element: Option<U>) -> Result<Option<U>, E> {
+        if self.counts && element.is_some() {
+            self.bounds.take_element()?;
+        }
+        Ok(element)
     }
 
     /// The same for what is one level deeper.
     fn below<U, E: Error>(&self, inner: U) -> Result<Bounded<'b, U>, E> {
         let levels = self.levels.checked_sub(1);
         let levels = levels.ok_or_else(|| self.bounds.error("it is nested more than 256 levels deep"))?;
-        Ok(Bounded { inner, bounds: self.bounds, levels })
+        Ok(Bounded { inner, bounds: self.bounds, levels, counts: false })
     }
 }
 
@@ -106,12 +117,20 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Bounded<'_, D> {
         deserialize_ignored_any()
         deserialize_option()
         deserialize_newtype_struct(name: &'static str)
-        deserialize_seq()
         deserialize_tuple(len: usize)
         deserialize_tuple_struct(name: &'static str, len: usize)
-        deserialize_map()
         deserialize_struct(name: &'static str, fields: &'static [&'static str])
         deserialize_enum(name: &'static str, variants: &'static [&'static str])
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        let visitor = Bounded { counts: true, ..self.below(visitor)? };
+        self.inner.deserialize_seq(visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        let visitor = Bounded { counts: true, ..self.below(visitor)? };
+        self.inner.deserialize_map(visitor)
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(
@@ -197,9 +216,9 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Bounded<'_, A> {
     type Error = A::Error;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.bounds.take_element()?;
         let seed = self.with(seed);
-        self.inner.next_element_seed(seed)
+        let element = self.inner.next_element_seed(seed)?;
+        self.count(element)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -211,9 +230,9 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Bounded<'_, A> {
     type Error = A::Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.bounds.take_element()?;
         let seed = self.with(seed);
-        self.inner.next_key_seed(seed)
+        let key = self.inner.next_key_seed(seed)?;
+        self.count(key)
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
@@ -233,7 +252,7 @@ impl<'de, 'b, A: EnumAccess<'de>> EnumAccess<'de> for Bounded<'b, A> {
     fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self::Variant), A::Error> {
         let (bounds, levels, seed) = (self.bounds, self.levels, self.with(seed));
         let (value, inner) = self.inner.variant_seed(seed)?;
-        Ok((value, Bounded { inner, bounds, levels }))
+        Ok((value, Bounded { inner, bounds, levels, counts: false }))
     }
 }
 

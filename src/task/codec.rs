@@ -214,7 +214,7 @@ impl<'a> Source<'a> {
                     rest
                 })
                 .map_err(|error| (error, None)),
-            None => take_bounded(self.0).map(|(value, rest)| {
+            None => take_value(self.0, stage).map(|(value, rest)| {
                 whole = Some(value);
                 rest
             }),
@@ -247,8 +247,11 @@ pub(crate) fn decode<T: DeserializeOwned + 'static>(bytes: &[u8], stage: CodecSt
 /// What went wrong, and the bound that was met, if one was.
 type Refused = (postcard::Error, Option<&'static str>);
 
-/// Decodes a value from the front of `bytes`.
-fn take_bounded<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), Refused> {
+/// Decodes a value from the front of `bytes`: what comes from a worker within bounds.
+fn take_value<T: DeserializeOwned>(bytes: &[u8], stage: CodecStage) -> Result<(T, &[u8]), Refused> {
+    if stage != CodecStage::DecodeResult {
+        return postcard::take_from_bytes(bytes).map_err(|error| (error, None));
+    }
     let mut deserializer = postcard::Deserializer::from_bytes(bytes);
     let bounds = Bounds::of(bytes);
     let value = T::deserialize(Bounded::new(&mut deserializer, &bounds));
@@ -290,7 +293,7 @@ fn why_not_decoded<T: DeserializeOwned>(bytes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::bounded::MAX_DEPTH;
+    use crate::task::bounded::{MAX_DEPTH, MAX_EMPTY};
     use serde::Deserialize;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -357,6 +360,21 @@ mod tests {
         let error = decode::<Fat>(&bytes, CodecStage::DecodeResult).unwrap_err();
         let Fault::Codec(report) = error else { panic!("{error:?}") };
         assert!(!report.cause.is_empty());
+    }
+
+    #[test]
+    fn compact_values_are_within_the_bounds() {
+        fn roundtrip<T: Serialize + DeserializeOwned + PartialEq + 'static>(value: &T) -> bool {
+            let bytes = postcard::to_stdvec(value).unwrap();
+            decode::<T>(&bytes, CodecStage::DecodeResult).is_ok_and(|decoded| decoded == *value)
+        }
+        let count = MAX_EMPTY as usize + 1000;
+        assert!(roundtrip(&vec![[1_u8, 2, 3, 4]; count]));
+        assert!(roundtrip(&vec![(true, None::<u8>); count]));
+        assert!(roundtrip(&vec![vec![1_u8]; count]));
+        assert!(roundtrip(
+            &(0..count as u32 / 8).map(|key| (key, ())).collect::<std::collections::HashMap<_, _>>()
+        ));
     }
 
     #[test]

@@ -260,9 +260,9 @@ impl fmt::Display for CodecStage {
 /// `flatten`, `untagged`, `tag` and `skip_serializing_if` do not work with it. Send such a value
 /// as a string of JSON, or through a struct without these attributes.
 ///
-/// Nor do values that are nested more than 256 levels deep, where each option, sequence, map, struct and
+/// Nor do results that are nested more than 256 levels deep, where each option, sequence, map, struct and
 /// enum counts: decoding them takes stack, and it is not for a worker to say how much of it. The same
-/// goes for values with more elements that take up no bytes (`Vec<()>`) than a million.
+/// goes for results with more elements that take up no bytes (`Vec<()>`) than a million.
 #[derive(Clone)]
 pub struct CodecError(Arc<CodecReport>);
 
