@@ -1,6 +1,6 @@
 //! Plays a round from its beginning to its end.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,18 @@ fn observer() -> Handle {
     OBSERVER.read().unwrap().as_ref().expect("it was prepared").handle().clone()
 }
 
+/// Returns when its threads run: before, they go by the name of the thread that started them.
 fn runtime(threads: usize, name: &str) -> Runtime {
-    Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build().unwrap()
+    let (runs, running) = mpsc::channel();
+    // Threads that are started later, for what blocks, find nobody who listens.
+    let on_start = move || {
+        let _ = runs.send(());
+    };
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(threads).thread_name(name).on_thread_start(on_start);
+    let runtime = builder.enable_all().build().unwrap();
+    running.iter().take(threads).for_each(drop);
+    runtime
 }
 
 /// What rounds need, until it is dropped.
@@ -124,9 +134,8 @@ impl Stage {
         let is_drop = round.plan.end == End::DropPool;
         round.wait_until(|state| state.done >= turn && (!is_drop || state.submitting == 0));
         let still_broken = short.and_then(|short| {
-            short.end();
             round.enter("working again");
-            observer().block_on(works_again(round))
+            observer().block_on(works_again(round, &short))
         });
         round.begin_end();
         round.enter("ending");
@@ -206,7 +215,8 @@ fn await_end_of_processes(round: &Round) -> Option<String> {
 }
 
 /// With nothing lacking any more, a pool is to have values again. Returns what is wrong.
-async fn works_again(round: &Round) -> Option<String> {
+async fn works_again(round: &Round, short: &Short) -> Option<String> {
+    short.end(round);
     for at in 0..round.plan.pools.len() {
         let pool = round.pool(at).unwrap();
         let start = Instant::now();
@@ -214,6 +224,8 @@ async fn works_again(round: &Round) -> Option<String> {
             if start.elapsed() > SOON {
                 return Some(format!("pool {at} still gives {error}"));
             }
+            // A fork server may just have begun, and have the shortage from this process.
+            short.end(round);
             // A broken pool fails at once for as long as it waits before it tries again.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

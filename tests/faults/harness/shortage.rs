@@ -5,7 +5,8 @@ use std::process::{Command, Output};
 
 use super::plan::Plan;
 use super::play::{Failure, play, prepare};
-use super::system::{Holdings, set_limit};
+use super::round::Round;
+use super::system::{Holdings, set_limit, set_limit_of};
 use super::tally::Tally;
 
 /// What there may be too little of.
@@ -65,8 +66,14 @@ impl Shortage {
 }
 
 impl Short {
-    pub fn end(self) {
+    /// Ends it for all processes of the round: a fork server that was started meanwhile has it from
+    /// this process, and would keep it.
+    pub fn end(&self, round: &Round) {
         set_limit(self.resource, self.before).unwrap();
+        for process in round.processes() {
+            // It may be gone.
+            let _ = set_limit_of(process.pid, self.resource, self.before);
+        }
     }
 }
 

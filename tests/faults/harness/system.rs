@@ -210,14 +210,20 @@ pub fn forbid_core_dumps() {
 
 /// Sets the soft limit of a resource, and returns what it was.
 pub fn set_limit(resource: libc::__rlimit_resource_t, to: u64) -> io::Result<u64> {
+    set_limit_of(0, resource, to)
+}
+
+/// The same for another process, which had its limits from its parent when it began.
+pub fn set_limit_of(pid: u32, resource: libc::__rlimit_resource_t, to: u64) -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let (pid, null) = (pid as libc::pid_t, std::ptr::null_mut());
     // SAFETY: `limit` is a valid rlimit for the length of both calls.
     unsafe {
-        if libc::getrlimit(resource, &mut limit) != 0 {
+        if libc::prlimit(pid, resource, null, &mut limit) != 0 {
             return Err(io::Error::last_os_error());
         }
         let old = std::mem::replace(&mut limit.rlim_cur, to.min(limit.rlim_max));
-        if libc::setrlimit(resource, &limit) != 0 {
+        if libc::prlimit(pid, resource, &limit, null) != 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(old)

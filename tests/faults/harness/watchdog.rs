@@ -1,6 +1,6 @@
 //! Ends the program, with everything that is known, when something does not end by itself.
 
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex, Once, mpsc};
 use std::time::Duration;
 
 use super::round::Round;
@@ -16,7 +16,13 @@ pub fn watch(round: Option<Arc<Round>>) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let watch = std::thread::Builder::new().name("watchdog".into());
-        drop(watch.spawn(look_again_and_again).unwrap());
+        let (runs, running) = mpsc::channel();
+        let watch = watch.spawn(move || {
+            drop(runs);
+            look_again_and_again();
+        });
+        drop(watch.unwrap());
+        let _: Result<(), _> = running.recv(); // from when it has its name
     });
     *WATCHED.lock().unwrap() = round;
 }
