@@ -25,6 +25,7 @@ both! {
     nobody_is_ended_for_the_processor_time_of_others,
     nonsense_is_refused_with_the_name_of_the_setting,
     a_sandbox_with_a_missing_path_is_told,
+    what_lies_where_tasks_may_write_cannot_be_allowed_beside,
     memory_that_is_too_little_for_a_worker_is_told,
     sync a_privilege_that_is_missing_is_told,
     sync core_dumps_can_be_allowed,
@@ -255,14 +256,56 @@ async fn a_sandbox_with_a_missing_path_is_told(method: StartMethod) {
         eprintln!("skipped: there is no sandbox here: {reason}");
         return;
     }
+    let refused = |sandbox: Sandbox| match given().sandbox(sandbox).build() {
+        Err(PoolError::NotConfined { reason }) => reason,
+        other => panic!("{other:?}"),
+    };
     let missing = "/no/such/place";
     for sandbox in [
         Sandbox::new().read(missing),
         Sandbox::new().write("/").write(missing),
         Sandbox::new().read("/").execute(missing),
     ] {
-        let told = not_confined(given().sandbox(sandbox)).await;
+        let told = refused(sandbox);
         assert!(told.contains(missing) && told.contains("No such file"), "{told}");
+    }
+    let there = tempfile::tempdir().unwrap();
+    let told = refused(Sandbox::new().read(there.path().join("not")));
+    assert!(told.contains("not"), "{told}");
+    // It may also go missing later.
+    let pool = given().sandbox(Sandbox::new().read(there.path())).build().unwrap();
+    let path = there.path().display().to_string();
+    drop(there);
+    match pool.warm_up().await {
+        Err(PoolError::NotConfined { reason }) => assert!(reason.contains(&path), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    pool.shutdown().await;
+}
+
+/// A task could put a symbolic link in its place, and the next worker would follow that.
+async fn what_lies_where_tasks_may_write_cannot_be_allowed_beside(method: StartMethod) {
+    let dir = tempfile::tempdir().unwrap();
+    let (job, input, link) = (dir.path().join("job"), dir.path().join("job/input"), dir.path().join("link"));
+    std::fs::create_dir(&job).unwrap();
+    std::fs::write(&input, "input").unwrap();
+    std::os::unix::fs::symlink(&input, &link).unwrap();
+    let writing = || Sandbox::new().write(&job);
+    for sandbox in [
+        writing().read(&input),
+        writing().read(&link),
+        writing().execute(&input),
+        writing().write(&input),
+        writing().read(dir.path().join("job/../job/input")),
+    ] {
+        match Builder::given(method).sandbox(sandbox).build() {
+            Err(PoolError::NotConfined { reason }) if reason.contains("there is no sandbox") => return,
+            Err(PoolError::NotConfined { reason }) => assert!(
+                reason.contains("lies in") || reason.contains("Landlock") || reason.contains("system calls"),
+                "{reason}"
+            ),
+            other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -26,6 +26,10 @@ const MAX_MESSAGE: u64 = u32::MAX as u64 - (64 << 20);
 /// How long a worker that was killed may take to be dead, before its task is given up.
 const DEATH_LIMIT: Duration = Duration::from_secs(1);
 
+/// The most open files in a sandbox. Descriptors that are on their way through sockets count against all
+/// processes of a user, so one that had very many could keep the pool from starting workers.
+const SANDBOX_FILES: u64 = 256;
+
 /// How long a worker looks out for its next task by default, where it does.
 const LOOK_OUT: Duration = Duration::from_micros(50);
 
@@ -316,7 +320,8 @@ impl Builder {
     ///
     /// # Errors
     /// A [`PoolError`] when a setting makes no sense, when there is no tokio runtime or it lacks
-    /// its drivers, when the kernel cannot enforce the sandbox, when this is a worker four pools deep, or when it is a process that was
+    /// its drivers, when the kernel cannot enforce the sandbox or a path of it is missing, when this is a
+    /// worker four pools deep, or when it is a process that was
     /// started as a worker but has not called [`init`](crate::init).
     pub fn build(self) -> Result<ProcessPool, PoolError> {
         if crate::worker::was_told_to_enter() {
@@ -327,8 +332,12 @@ impl Builder {
             return Err(PoolError::TooDeep { limit: MAX_DEPTH });
         }
         self.check()?;
-        if self.limits.sandbox.is_some() {
-            crate::sys::sandbox::check().map_err(|reason| PoolError::NotConfined { reason })?;
+        let mut limits = self.limits;
+        if let Some(sandbox) = &mut limits.sandbox {
+            let not_confined = |reason| PoolError::NotConfined { reason };
+            crate::sys::sandbox::check().map_err(not_confined)?;
+            *sandbox = sandbox.resolved(self.start.current_dir.as_deref()).map_err(not_confined)?;
+            limits.open_files.get_or_insert(SANDBOX_FILES);
         }
         let runtime = match self.runtime {
             Some(runtime) => runtime,
@@ -337,7 +346,7 @@ impl Builder {
         check_drivers(&runtime)?;
         let mut start = self.start;
         start.depth = depth + 1;
-        start.limits = self.limits.clone();
+        start.limits = limits.clone();
         // Clones of a builder are to have nothing in common.
         start.under_way = TaskTracker::default();
         start.preload = self.preload.transpose()?.map(|(shim, arguments)| Preload { shim, arguments });
@@ -350,7 +359,7 @@ impl Builder {
             queue_capacity: self.queue_capacity,
             max_message: self.max_message_size,
             task_timeout: self.task_timeout,
-            limits: self.limits,
+            limits: limits.clone(),
             look_out: self.look_out.unwrap_or_else(|| default_look_out(self.workers)),
             initializer: self.initializer.transpose()?,
             start_timeout: self.start_timeout,
@@ -361,6 +370,7 @@ impl Builder {
             min_workers: self.min_workers,
             idle_timeout: nanos(self.idle_timeout),
             cancel_grace: nanos(self.cancel_grace),
+            recycles_at_once: limits.cpu.is_some(),
             max_tasks_per_worker: self.max_tasks_per_worker,
             death_limit: nanos(
                 DEATH_LIMIT + if self.timeout_reports { INQUIRY_LIMIT } else { Duration::ZERO },

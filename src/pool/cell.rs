@@ -175,7 +175,7 @@ impl Cell {
         !matches!(&*self.slot(), Slot::Waiting { .. })
     }
 
-    /// The error that the task was resolved with, while its handle has not taken it.
+    /// Whether it was resolved as cancelled, while its handle has not taken that.
     pub(super) fn is_cancelled(&self) -> bool {
         match &*self.slot() {
             Slot::Done(Outcome::Error(error)) => matches!(**error, TaskError::Cancelled),

@@ -39,6 +39,11 @@ impl Inquiry {
         drop(killed_in_any_case);
     }
 
+    /// What has been seen of the worker so far, which is not dead.
+    pub(super) fn seen(&self) -> Option<TimeoutReport> {
+        self.seen.get().cloned()
+    }
+
     /// Ends it, the worker being dead: what has come of it, or `None` if it had not begun.
     pub(super) fn close(&self, page: Option<&Page>) -> Option<TimeoutReport> {
         self.over.cancel();

@@ -326,8 +326,8 @@ impl Life {
         let blame = if self.has_hung_up {
             "by the pool, since it had closed the pipe of its results"
         } else if oom_kills() > self.oom_kills {
-            report.cause = ExitCause::OutOfMemory;
-            "it was killed, and the kernel has killed processes for want of memory meanwhile"
+            "not by the pool; perhaps for want of memory, for which the kernel has killed processes since the \
+             worker started: see its log"
         } else {
             "not by the pool"
         };
@@ -370,7 +370,7 @@ fn explain(report: &mut ExitReport, shared: &Shared, worker: WorkerKey, violatio
         report.cause = ExitCause::Unresponsive;
     } else if report.signal.is_some() && shared.last_words(worker) == STACK_OVERFLOW {
         report.cause = ExitCause::StackOverflow;
-    } else if is_out_of_time(report, shared.settings.limits.cpu) {
+    } else if is_out_of_time(report, shared.settings.limits.cpu_seconds()) {
         report.cause = ExitCause::CpuTime;
     } else if is_out_of_memory(report, shared.settings.limits.memory) {
         report.cause = ExitCause::OutOfMemory;
@@ -384,10 +384,10 @@ fn explain(report: &mut ExitReport, shared: &Shared, worker: WorkerKey, violatio
 ///
 /// The kernel upholds the limit by the ticks of its clock, which may be some percent more than the
 /// time that it reports in the end.
-fn is_out_of_time(report: &ExitReport, limit: Option<Duration>) -> bool {
-    limit.is_some_and(|limit| match report.signal {
+fn is_out_of_time(report: &ExitReport, seconds: Option<u64>) -> bool {
+    seconds.is_some_and(|seconds| match report.signal {
         Some(libc::SIGXCPU) => true,
-        Some(libc::SIGKILL) => report.cpu_time >= limit - limit / 10,
+        Some(libc::SIGKILL) => report.cpu_time.as_secs_f64() >= seconds as f64 * 0.95,
         _ => false,
     })
 }

@@ -269,6 +269,10 @@ impl State {
                 Some(Some(Link::Starting { called_off })) => called_off.cancel(),
                 _ => {}
             },
+            Action::GivenUp(worker) => {
+                let inquiry = self.links.ready(worker).and_then(|link| link.inquiry.as_ref());
+                chores.stuck = inquiry.and_then(Inquiry::seen);
+            }
             Action::WarmedUp(result) => {
                 let waiting = self.warming.drain(..);
                 chores.warmed_up.extend(waiting.map(|sender| (sender, result.clone())));

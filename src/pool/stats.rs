@@ -57,7 +57,7 @@ impl PoolStats {
         self.0.workers_died
     }
 
-    /// Workers that were replaced for their number of tasks or their memory.
+    /// Workers that were replaced for their number of tasks, their memory or their processor time.
     pub fn workers_recycled(&self) -> u64 {
         self.0.workers_recycled
     }

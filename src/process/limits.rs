@@ -24,6 +24,12 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// The processor time as the kernel limits it, in seconds.
+    pub(crate) fn cpu_seconds(&self) -> Option<u64> {
+        let time = self.cpu?;
+        Some(time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)))
+    }
+
     /// Of its processor time, when a worker is to be replaced after the task that it is at.
     pub(crate) fn cpu_mark(&self) -> Option<Duration> {
         Some(self.cpu? / 2)

@@ -30,7 +30,11 @@ impl Probe {
         let state = read("stat").and_then(|stat| stat.rsplit(") ").next()?.chars().next());
         // "0" says that it does not wait, or that the kernel does not tell.
         let kernel_function = read("wchan").filter(|name| !name.is_empty() && name != "0");
-        let kernel_stack = read("stack").filter(|stack| !stack.trim().is_empty());
+        // Of a thread that is stuck in the kernel it might not be had without getting stuck as well.
+        let kernel_stack = match state {
+            Some('D') => None,
+            _ => read("stack").filter(|stack| !stack.trim().is_empty()),
+        };
         TimeoutReport { state, kernel_function, kernel_stack, backtrace: None }
     }
 

@@ -1,7 +1,7 @@
 //! What a worker is shut in with: settings alone; [`sys::sandbox`](crate::sys::sandbox) enforces it.
 
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Shuts workers in, for code that is not trusted: decoders of what others send, plugins, parsers
 /// written in C.
@@ -21,7 +21,11 @@ use std::path::PathBuf;
 /// * **Privileges**: none can be gained (`no_new_privs`), and all capabilities are dropped, even if
 ///   the program runs as root.
 /// * **Core dumps**: off.
-/// * **Standard output** goes through a pipe, so that a worker never holds your terminal.
+/// * **Open files**: 256 at most, unless
+///   [`worker_open_files_limit`](crate::Builder::worker_open_files_limit) says otherwise.
+/// * **Standard output** goes through a pipe, so that a worker never holds your terminal. What it prints
+///   arrives there as it is, control characters and all: choose
+///   [`WorkerStdio::Capture`](crate::WorkerStdio::Capture) or `Null` if that matters.
 ///
 /// Give such a pool [`worker_memory_limit`](crate::Builder::worker_memory_limit) and
 /// [`task_timeout`](crate::Builder::task_timeout) as well: a sandbox does not bound what a task uses
@@ -38,8 +42,14 @@ use std::path::PathBuf;
 /// small. It cannot have a pool of its own.
 ///
 /// It does not hide that there are files: whether one exists, its size and its times can be asked for
-/// under any path (`stat`), which Landlock does not watch over. Nor does it hide the clock, the
+/// under any path (`stat`), and where symbolic links lead, which Landlock does not watch over; so can
+/// which processes exist. What may be read can be locked (`flock`). Nor does it hide the clock, the
 /// machine's load or how long things take.
+///
+/// A hostile task can keep its worker from seeing that your program is gone. With
+/// [`StartMethod::ForkServer`](crate::StartMethod::ForkServer), the default, it ends all the same, with
+/// the fork server. With `Spawn` it may live on, bounded by
+/// [`worker_cpu_limit`](crate::Builder::worker_cpu_limit) alone.
 ///
 /// It needs Linux 5.13 with Landlock and seccomp enabled, on x86-64, AArch64 or RISC-V 64. Where the
 /// kernel cannot do it, [`build`](crate::Builder::build) fails with
@@ -81,13 +91,40 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
+    /// The same with the paths as they are now, without symbolic links: those in directories that tasks
+    /// may write to are theirs to change.
+    pub(crate) fn resolved(&self, directory: Option<&Path>) -> Result<Sandbox, String> {
+        let resolve = |paths: &[PathBuf]| {
+            paths.iter().map(|path| resolve(path, directory)).collect::<Result<Vec<_>, _>>()
+        };
+        let sandbox = Sandbox {
+            read: resolve(&self.read)?,
+            write: resolve(&self.write)?,
+            execute: resolve(&self.execute)?,
+            network: self.network,
+        };
+        let all = sandbox.read.iter().chain(&sandbox.write).chain(&sandbox.execute);
+        for path in all {
+            if let Some(over) = sandbox.write.iter().find(|over| path != *over && path.starts_with(over)) {
+                return Err(format!(
+                    "`{}` lies in `{}`, which tasks may write to: they could put something else in its place, \
+                     and need no other leave to reach it",
+                    path.display(),
+                    over.display()
+                ));
+            }
+        }
+        Ok(sandbox)
+    }
+
     /// A sandbox that allows nothing but to compute.
     pub fn new() -> Sandbox {
         Sandbox::default()
     }
 
-    /// Lets tasks read a file, or a directory with all that is in it. It must be there when a
-    /// worker starts; a relative path is relative to the worker's directory.
+    /// Lets tasks read a file, or a directory with all that is in it. It must be there when the pool is
+    /// built, and symbolic links on the way to it are followed then; a relative path is relative to the
+    /// worker's directory. It must not lie in a directory that tasks may write to.
     pub fn read(mut self, path: impl Into<PathBuf>) -> Sandbox {
         self.read.push(path.into());
         self
@@ -95,7 +132,9 @@ impl Sandbox {
 
     /// Lets tasks read and write a file, or create, change and remove what they like in a
     /// directory. Changes of a file's mode are ignored, since they would reach files that are not the
-    /// task's. It must be there when a worker starts. Before Linux 5.19 they cannot move a file
+    /// task's, and changes of its times or owner are refused. As with [`read`](Sandbox::read) it must be
+    /// there when the pool is built. What tasks have put into a directory may be symbolic links to
+    /// anywhere: your program should not follow them. Before Linux 5.19 they cannot move a file
     /// from one directory to another.
     pub fn write(mut self, path: impl Into<PathBuf>) -> Sandbox {
         self.write.push(path.into());
@@ -104,7 +143,8 @@ impl Sandbox {
 
     /// Lets tasks start processes, and execute (and read) a program or those in a directory. These
     /// are in the same sandbox, and may use `/dev/null`. A program that is linked dynamically needs
-    /// its libraries too.
+    /// its libraries too. Before Linux 6.12 tasks cannot signal what they have started, so they cannot
+    /// end it either.
     ///
     /// Tasks can then fork: only the system's limits, such as a cgroup's `pids.max`, bound how
     /// often.
@@ -119,4 +159,12 @@ impl Sandbox {
         self.network = true;
         self
     }
+}
+
+/// The file or directory that a path leads to.
+fn resolve(path: &Path, directory: Option<&Path>) -> Result<PathBuf, String> {
+    let whole = directory.map_or_else(|| path.to_path_buf(), |directory| directory.join(path));
+    whole
+        .canonicalize()
+        .map_err(|error| format!("`{}`, which the sandbox is to give access to: {error}", path.display()))
 }

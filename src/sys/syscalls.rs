@@ -43,7 +43,8 @@ fn architecture() -> Result<TargetArch, String> {
 /// With `signals_are_scoped` the kernel sees to it that signals go nowhere but to processes in the
 /// same sandbox.
 pub(super) fn filters(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Filters, String> {
-    let known = KNOWN.iter().chain(LEGACY).chain(NETWORK).chain(PROCESSES).chain(REFUSED);
+    let known =
+        KNOWN.iter().chain(LEGACY).chain(NETWORK).chain(PROCESSES).chain(REFUSED).chain(LEGACY_REFUSED);
     let known = known.map(|call| (*call, Vec::new())).collect();
     let known = compile(known, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow)?;
     let refused = refused(allowed, signals_are_scoped).map_err(|error| error.to_string())?;
@@ -70,6 +71,7 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
         refused.extend(calls.iter().map(|call| (*call, Vec::new())));
     };
     always(REFUSED);
+    always(LEGACY_REFUSED);
     if !allowed.network {
         always(NETWORK);
     }
@@ -271,6 +273,12 @@ const LEGACY: &[i64] = &[
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const LEGACY: &[i64] = &[];
+
+/// What is refused of these.
+#[cfg(target_arch = "x86_64")]
+const LEGACY_REFUSED: &[i64] = &[libc::SYS_chmod, libc::SYS_chown, libc::SYS_lchown, libc::SYS_utimes];
+#[cfg(not(target_arch = "x86_64"))]
+const LEGACY_REFUSED: &[i64] = &[];
 
 /// What leads out of the machine, or to other processes by way of it.
 #[rustfmt::skip]

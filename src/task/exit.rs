@@ -12,8 +12,8 @@ pub enum ExitCause {
     Exited,
     /// A signal ended it; see [`WorkerExit::signal`].
     Signalled,
-    /// It ran out of the memory that it was allowed; or, as far as can be told, the kernel ended it
-    /// when the machine (or its control group) ran out.
+    /// It ran out of the memory that it was allowed. Where the machine or a control group runs out, the
+    /// kernel kills processes: that is a signal, of which the text says that this may be why.
     OutOfMemory,
     /// It used up the processor time that it was allowed.
     CpuTime,
@@ -124,7 +124,9 @@ impl fmt::Display for WorkerExit {
         if report.max_rss > 0 {
             write!(f, "; it had up to {} MiB of memory", report.max_rss.div_ceil(1 << 20))?;
         }
-        report.last_line().map_or(Ok(()), |line| write!(f, "; its last words: {line}"))
+        // They may be meant to play tricks on a terminal.
+        let shown = |line: &str| line.replace(char::is_control, "\u{fffd}");
+        report.last_line().map_or(Ok(()), |line| write!(f, "; its last words: {}", shown(line)))
     }
 }
 

@@ -28,7 +28,7 @@ impl TimeoutReport {
         self.kernel_function.as_deref()
     }
 
-    /// The functions of the kernel that it was in; only told to privileged programs.
+    /// The functions of the kernel that it was in; only told to privileged programs, and not in state `D`.
     pub fn kernel_stack(&self) -> Option<&str> {
         self.kernel_stack.as_deref()
     }

@@ -57,9 +57,14 @@ pub(super) fn work(duties: crate::process::Duties) -> io::Result<()> {
     };
     let task_thread = std::thread::Builder::new().name("worker".into()).stack_size(stack_size());
     if let Err(error) = task_thread.spawn(bench) {
-        let stack = stack_size();
-        let hint = duties.limits.memory.map_or("", |_| "; `worker_memory_limit` must leave room for it");
-        let reason = format!("failed to start a thread with a stack of {stack} bytes: {error}{hint}");
+        if duties.limits.memory.is_none() {
+            return Err(error);
+        }
+        let reason = format!(
+            "failed to start a thread with a stack of {} bytes, for which `worker_memory_limit` must leave \
+             room: {error}",
+            stack_size()
+        );
         replies.greet(&Reply::NotConfined { reason });
         return Ok(());
     }

@@ -18,14 +18,18 @@ pub(super) fn apply(limits: &Limits) -> Result<(), String> {
         nice(by).map_err(|error| failed(what, error))?;
     }
     if let Some(core_dumps) = limits.core_dumps.or(limits.sandbox.as_ref().map(|_| false)) {
-        let size = if core_dumps { getrlimit(Resource::Core).maximum } else { Some(0) };
-        set(Resource::Core, size).map_err(|error| failed("limit core dumps", error))?;
+        // With a limit of 0 a program that collects core dumps would still be given one.
+        let set = match core_dumps {
+            true => set(Resource::Core, getrlimit(Resource::Core).maximum),
+            false => lower(Resource::Core, 1),
+        };
+        set.map_err(|error| failed("limit core dumps", error))?;
     }
     if let Some(files) = limits.open_files {
         lower(Resource::Nofile, files).map_err(|error| failed("limit open files", error))?;
     }
-    if let Some(time) = limits.cpu {
-        limit_cpu(time).map_err(|error| failed("limit processor time", error))?;
+    if let Some(seconds) = limits.cpu_seconds() {
+        limit_cpu(seconds).map_err(|error| failed("limit processor time", error))?;
     }
     if let Some(bytes) = limits.memory {
         limit_memory(bytes).map_err(|error| failed("limit memory", error))?;
@@ -57,8 +61,7 @@ fn set(resource: Resource, limit: Option<u64>) -> rustix::io::Result<()> {
 
 /// The kernel counts in whole seconds: at the limit it sends SIGXCPU, which tells what was the
 /// matter, and a second later SIGKILL to who has caught that.
-fn limit_cpu(time: Duration) -> rustix::io::Result<()> {
-    let seconds = time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
+fn limit_cpu(seconds: u64) -> rustix::io::Result<()> {
     let hard = getrlimit(Resource::Cpu).maximum.unwrap_or(u64::MAX);
     let limit = |seconds: u64| Some(seconds.min(hard));
     setrlimit(Resource::Cpu, Rlimit { current: limit(seconds), maximum: limit(seconds.saturating_add(1)) })

@@ -62,9 +62,10 @@ impl Builder {
     /// Shuts workers in, for code that is not trusted; see [`Sandbox`].
     ///
     /// [`build`](Builder::build) fails with
-    /// [`PoolError::NotConfined`](crate::PoolError::NotConfined) where the kernel cannot do it. If a
-    /// worker cannot be shut in, say because a path is missing, no worker starts, and tasks fail as
-    /// [`TaskError::PoolBroken`](crate::TaskError::PoolBroken) with the same error.
+    /// [`PoolError::NotConfined`](crate::PoolError::NotConfined) where the kernel cannot do it, and where
+    /// a path is missing or lies in a directory that tasks may write to. If a worker cannot be shut in
+    /// later, no worker starts, and tasks fail as [`TaskError::PoolBroken`](crate::TaskError::PoolBroken)
+    /// with the same error.
     pub fn sandbox(mut self, sandbox: Sandbox) -> Builder {
         self.limits.sandbox = Some(sandbox);
         self

@@ -141,6 +141,7 @@ fn pool_on(stage: Stage) -> ProcessPool {
         idle_timeout: nanos(Duration::from_secs(60)),
         cancel_grace: nanos(Duration::from_millis(20)),
         max_tasks_per_worker: u64::MAX,
+        recycles_at_once: false,
         death_limit: nanos(Duration::from_secs(1)),
     };
     let shared = Arc::new(Shared::new(settings, config, tokio::runtime::Handle::current(), Box::new(stage)));

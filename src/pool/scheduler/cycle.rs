@@ -22,6 +22,7 @@ pub(crate) fn cycle(tasks: u64) -> u64 {
     }
     let config = Config {
         death_limit: 1_000_000_000,
+        recycles_at_once: false,
         max_workers: 1,
         min_workers: 1,
         idle_timeout: Nanos::MAX,

@@ -422,7 +422,7 @@ impl<T> Scheduler<T> {
     /// Time has passed.
     pub(super) fn tick(&mut self, now: Nanos, ledger: &dyn Ledger) {
         if now.saturating_sub(self.next_alarm) > HELD_UP {
-            self.held_up = now;
+            self.be_patient_again(now);
         }
         if now >= self.stop_at {
             self.stop_at = Nanos::MAX;

@@ -37,6 +37,8 @@ pub(in crate::pool) struct Config {
     pub(in crate::pool) idle_timeout: Nanos,
     pub(in crate::pool) cancel_grace: Nanos,
     pub(in crate::pool) max_tasks_per_worker: u64,
+    /// Replace workers that are worn as soon as they are, not by and by.
+    pub(in crate::pool) recycles_at_once: bool,
     /// How long a worker whose task's time ran out may take to be dead, before the task is given up.
     pub(in crate::pool) death_limit: Nanos,
 }
@@ -81,6 +83,8 @@ pub(in crate::pool) enum Action<T> {
         worker: WorkerKey,
         why: Kill,
     },
+    /// This worker has been killed for its time and is not dead; its task is resolved next.
+    GivenUp(WorkerKey),
     /// End its stream of requests, so that it ends by itself.
     Close(WorkerKey),
     Resolve(T, Verdict),

@@ -194,7 +194,9 @@ impl<T> Scheduler<T> {
         if !matches!(self.slots[worker].phase, Phase::Starting | Phase::Dying) {
             self.set_phase(worker, Phase::Dying);
         }
-        if !std::mem::replace(&mut self.slots[worker].is_killed, true) {
+        // One that was to say where it is first has no time for that when all is to end at once.
+        let was_killed = std::mem::replace(&mut self.slots[worker].is_killed, true);
+        if !was_killed || self.stage == Stage::Stopping {
             self.actions.push(Action::Kill { worker, why });
         }
         self.slots[worker].kill_at = Nanos::MAX;
@@ -217,9 +219,9 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// The same, unless too many are being replaced already.
+    /// The same, unless too many are being replaced already, and it may as well wait for its turn.
     pub(super) fn recycle_in_turn(&mut self, worker: WorkerKey, now: Nanos) {
-        if self.phases.retiring < (self.config.max_workers / 4).max(1) {
+        if self.config.recycles_at_once || self.phases.retiring < (self.config.max_workers / 4).max(1) {
             self.recycle(worker, now);
         }
     }
@@ -325,6 +327,23 @@ impl<T> Scheduler<T> {
 
 /// Time.
 impl<T> Scheduler<T> {
+    /// The pool has been held up: what others may take counts from now.
+    pub(super) fn be_patient_again(&mut self, now: Nanos) {
+        self.held_up = now;
+        let workers: Vec<_> = self.slots.iter().map(|(worker, _)| worker).collect();
+        for worker in workers {
+            let slot = &mut self.slots[worker];
+            slot.kill_latest = slot.kill_latest.max(now.saturating_add(UNRESPONSIVE));
+            if slot.give_up_at != Nanos::MAX {
+                slot.give_up_at = slot.give_up_at.max(now.saturating_add(self.config.death_limit));
+            }
+            if slot.phase == Phase::Closing && slot.kill_at != Nanos::MAX {
+                slot.kill_at = slot.kill_at.max(now.saturating_add(CLOSE_LIMIT));
+            }
+            self.rearm(worker);
+        }
+    }
+
     /// Sees to a worker whose alarm is due.
     pub(super) fn attend(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
         let slot = &mut self.slots[worker];
@@ -337,6 +356,7 @@ impl<T> Scheduler<T> {
             // It has done what it was to be killed for, and may be at another task; the answer is
             // on the way, if not for ever.
             slot.kill_at = now.saturating_add(STALL);
+            self.check_stall(worker, now, ledger);
         } else if now >= slot.kill_at {
             self.kill(worker, Kill::Unwanted);
             self.take_back_all(worker, Loss::Death, ledger);
@@ -398,6 +418,7 @@ impl<T> Scheduler<T> {
             return;
         }
         self.slots[worker].give_up_at = Nanos::MAX;
+        self.actions.push(Action::GivenUp(worker));
         for at in 0..self.slots[worker].sent.len() {
             let sent = self.slots[worker].sent[at];
             if sent.fate == Fate::TimedOut {

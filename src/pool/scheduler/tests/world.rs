@@ -124,6 +124,7 @@ impl World {
     pub(super) fn new(max_workers: usize, min_workers: usize, max_tasks: u64) -> World {
         let config = Config {
             death_limit: 1_000_000_000,
+            recycles_at_once: false,
             max_workers,
             min_workers,
             idle_timeout: 50 * MILLISECOND,
@@ -240,6 +241,7 @@ impl World {
     pub(super) fn act(&mut self) {
         for action in std::mem::take(&mut self.scheduler.actions) {
             match action {
+                Action::GivenUp(_) => {}
                 Action::Start(key) => {
                     let worker = FakeWorker { life: Life::Starting, inbox: VecDeque::new(), begun: None };
                     assert!(self.workers.insert(key, worker).is_none());
@@ -250,7 +252,9 @@ impl World {
                     worker.inbox.push_back((seq, task));
                 }
                 Action::Kill { worker, .. } => {
-                    if self.workers[&worker].life == Life::Starting {
+                    // It may be killed again when everything is to end, and be gone by then.
+                    let Some(life) = self.workers.get(&worker).map(|worker| worker.life) else { continue };
+                    if life == Life::Starting {
                         self.fail_start(worker);
                         self.act();
                     } else {
