@@ -338,6 +338,7 @@ impl Builder {
             crate::sys::sandbox::check().map_err(not_confined)?;
             *sandbox = sandbox.resolved(self.start.current_dir.as_deref()).map_err(not_confined)?;
             limits.open_files.get_or_insert(SANDBOX_FILES);
+            limits.core_dumps.get_or_insert(false);
         }
         let runtime = match self.runtime {
             Some(runtime) => runtime,

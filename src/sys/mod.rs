@@ -23,6 +23,15 @@ pub(crate) mod signals;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
 mod syscalls;
 
+/// What is allowed within a sandbox.
+pub(crate) struct Allowed<'a> {
+    pub(crate) read: &'a [std::path::PathBuf],
+    pub(crate) write: &'a [std::path::PathBuf],
+    /// With any, new processes may be started.
+    pub(crate) execute: &'a [std::path::PathBuf],
+    pub(crate) network: bool,
+}
+
 /// Nanoseconds of the monotonic clock, which all processes of one machine share.
 pub(crate) fn monotonic_now() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);

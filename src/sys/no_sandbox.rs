@@ -1,14 +1,6 @@
 //! In place of the sandbox, on architectures whose system calls nobody has listed.
 
-use std::path::PathBuf;
-
-/// What would be allowed within.
-pub(crate) struct Allowed<'a> {
-    pub(crate) read: &'a [PathBuf],
-    pub(crate) write: &'a [PathBuf],
-    pub(crate) execute: &'a [PathBuf],
-    pub(crate) network: bool,
-}
+use super::Allowed;
 
 /// Says that there is none.
 pub(crate) fn check() -> Result<(), String> {

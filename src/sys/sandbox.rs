@@ -2,13 +2,13 @@
 //!
 //! All of it concerns the calling thread and the threads that it starts. So it must be the only one.
 
-use super::syscalls;
+use super::{Allowed, syscalls};
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What no kernel with Landlock lacks: it is insisted on.
 const LEAST: ABI = ABI::V1;
@@ -16,15 +16,6 @@ const LEAST: ABI = ABI::V1;
 /// What is used where the kernel knows it. It closes nothing that the system call filter leaves
 /// open, but closes it a second time.
 const BEST: ABI = ABI::V6;
-
-/// What is allowed within.
-pub(crate) struct Allowed<'a> {
-    pub(crate) read: &'a [PathBuf],
-    pub(crate) write: &'a [PathBuf],
-    /// With any, new processes may be started.
-    pub(crate) execute: &'a [PathBuf],
-    pub(crate) network: bool,
-}
 
 /// Whether the kernel can enforce a sandbox, or why not.
 pub(crate) fn check() -> Result<(), String> {

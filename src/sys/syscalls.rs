@@ -5,7 +5,7 @@
 //! what C libraries take as a hint to do without. The second refuses, as "not permitted", what would
 //! reach beyond the process: always, or depending on the arguments. The third pretends.
 
-use super::sandbox::Allowed;
+use super::Allowed;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, apply_filter,

@@ -1,7 +1,7 @@
 //! Putting a worker's limits in place, and noticing when it has used up its share.
 
 use crate::process::Limits;
-use crate::sys::sandbox::{self, Allowed};
+use crate::sys::{Allowed, sandbox};
 use rustix::param::page_size;
 use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
@@ -17,7 +17,7 @@ pub(super) fn apply(limits: &Limits) -> Result<(), String> {
             if by < 0 { "lower the nice value, which needs CAP_SYS_NICE" } else { "raise the nice value" };
         nice(by).map_err(|error| failed(what, error))?;
     }
-    if let Some(core_dumps) = limits.core_dumps.or(limits.sandbox.as_ref().map(|_| false)) {
+    if let Some(core_dumps) = limits.core_dumps {
         // With a limit of 0 a program that collects core dumps would still be given one.
         let set = match core_dumps {
             true => set(Resource::Core, getrlimit(Resource::Core).maximum),
