@@ -382,12 +382,12 @@ fn explain(report: &mut ExitReport, shared: &Shared, worker: WorkerKey, violatio
 /// Whether a worker was ended for the processor time that it had used. Who catches the first signal
 /// is killed by the second.
 ///
-/// The kernel upholds the limit by the ticks of its clock, which may be some percent more than the
-/// time that it reports in the end.
+/// Who has caught SIGXCPU is killed a second later. The kernel upholds that by whole ticks of its
+/// clock, but reports the exact time in the end: on a busy machine 0.72 of its count were seen.
 fn is_out_of_time(report: &ExitReport, seconds: Option<u64>) -> bool {
     seconds.is_some_and(|seconds| match report.signal {
         Some(libc::SIGXCPU) => true,
-        Some(libc::SIGKILL) => report.cpu_time.as_secs_f64() >= seconds as f64 * 0.95,
+        Some(libc::SIGKILL) => report.cpu_time.as_secs_f64() >= (seconds as f64 + 1.0) * 0.6,
         _ => false,
     })
 }
