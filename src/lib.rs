@@ -148,8 +148,8 @@ mod wire;
 pub mod worker;
 
 pub use pool::{
-    Builder, Canceller, Map, Permit, PoolStats, ProcessPool, StartMethod, TaskBuilder, TaskHandle,
-    TaskStatus, WorkerInfo, WorkerState,
+    Builder, Canceller, Distribution, Map, Permit, PoolStats, ProcessPool, StartMethod, TaskBuilder,
+    TaskHandle, TaskStatus, WorkerInfo, WorkerState,
 };
 pub use process::{Sandbox, WorkerStdio};
 pub use task::{

@@ -26,6 +26,7 @@ both! {
     an_initializer_runs_once_in_each_worker_before_its_first_task,
     statistics_count_every_outcome,
     statistics_are_one_consistent_snapshot,
+    statistics_tell_how_long_tasks_waited_and_ran,
     workers_are_shown_at_work,
     workers_are_shown_with_what_they_did,
     a_pool_is_a_cheap_handle,
@@ -222,6 +223,33 @@ async fn statistics_count_every_outcome(builder: Builder) {
     assert_eq!((end.cancelled(), end.timed_out(), end.retried()), (1, 1, 0));
     assert_eq!((end.running(), end.queued(), end.workers()), (0, 0, 0));
     assert!(end.workers_started() >= 3 && end.workers_died() >= 1);
+}
+
+async fn statistics_tell_how_long_tasks_waited_and_ran(builder: Builder) {
+    const LONG: Duration = Duration::from_millis(60);
+    let pool = builder.workers(1).build().unwrap();
+    assert_eq!((pool.stats().run_time().count(), pool.stats().run_time().p99()), (0, Duration::ZERO));
+    a_worker(&pool).await;
+    let long = pool.submit(std::thread::sleep, LONG);
+    // Behind a task that long, nothing runs before that is done.
+    let waiting: Vec<_> = (0..9).map(|_| pool.submit(|| (), ())).collect();
+    let in_queue = pool.submit(|| (), ());
+    in_queue.cancel();
+    drop(in_queue);
+    long.await.unwrap();
+    for task in waiting {
+        task.await.unwrap();
+    }
+    died(pool.submit(std::process::abort, ()).await.map(|_| ())).pid();
+    let stats = pool.stats();
+    let (queue, run) = (stats.queue_time(), stats.run_time());
+    assert_eq!((queue.count(), run.count()), (12, 12), "all but the one that never began");
+    assert!(run.max() >= LONG && run.p50() < LONG && run.mean() >= LONG / 12, "{run:?}");
+    assert!(queue.quantile(0.5) >= LONG / 2, "most waited for the long one: {queue:?}");
+    assert!(
+        queue.p50() <= queue.p90() && queue.p90() <= queue.p99() && queue.p99() <= queue.max() * 102 / 100
+    );
+    pool.shutdown().await;
 }
 
 async fn statistics_are_one_consistent_snapshot(builder: Builder) {

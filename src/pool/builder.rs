@@ -377,7 +377,7 @@ impl Builder {
                 DEATH_LIMIT + if self.timeout_reports { INQUIRY_LIMIT } else { Duration::ZERO },
             ),
         };
-        let shared = Arc::new(Shared::new(settings, config, runtime, launcher));
+        let shared = Arc::new(Shared::new(settings, config, runtime, launcher, Vec::new()));
         shared.runtime.spawn(clock::run(shared.clone()));
         shared.open();
         Ok(ProcessPool::of(shared))

@@ -1,9 +1,10 @@
 //! Where a task and its handle meet.
 
+use super::scheduler::Nanos;
 use super::shared::Shared;
 use crate::task::{Fault, Label, TaskError, TaskId, TimeoutReport};
 use bytes::Bytes;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use tokio::sync::OwnedSemaphorePermit;
@@ -17,6 +18,14 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
+    /// The size of a value.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Outcome::Value(bytes) => bytes.len(),
+            Outcome::Fault(_) | Outcome::Error(_) => 0,
+        }
+    }
+
     pub(super) fn into_result(self) -> Result<Bytes, TaskError> {
         match self {
             Outcome::Value(bytes) => Ok(bytes),
@@ -32,6 +41,8 @@ pub(super) struct Cell {
     pub(super) id: u64,
     /// The task's place in the scheduler; written and read under the lock of the pool's state.
     pub(super) place: AtomicU32,
+    /// When it was accepted; written and read as its place is.
+    submitted: AtomicU64,
     pub(super) label: Label,
     /// The offset of the shim.
     pub(super) shim: u64,
@@ -97,6 +108,7 @@ impl Cell {
             shared,
             id,
             place: AtomicU32::new(u32::MAX),
+            submitted: AtomicU64::new(0),
             label,
             shim,
             extra,
@@ -126,6 +138,11 @@ impl Cell {
 
     pub(super) fn timeout_report(&self) -> Option<&TimeoutReport> {
         self.extra.as_ref()?.timeout_report.get()
+    }
+
+    /// Whether it is many items rather than one.
+    pub(super) fn is_chunk(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.items > 0)
     }
 
     /// The encoded arguments, until the task is resolved.
@@ -210,8 +227,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The place, to be used under the lock of the pool's state.
+/// The place and the time, to be used under the lock of the pool's state.
 impl Cell {
+    pub(super) fn set_submitted(&self, at: Nanos) {
+        self.submitted.store(at, Ordering::Relaxed);
+    }
+
+    pub(super) fn submitted(&self) -> Nanos {
+        self.submitted.load(Ordering::Relaxed)
+    }
+
     pub(super) fn key(&self) -> super::scheduler::TaskKey {
         super::scheduler::TaskKey { place: self.place.load(Ordering::Relaxed), id: self.id }
     }

@@ -9,12 +9,15 @@ mod hostile;
 mod inquiry;
 mod life;
 mod map;
+#[allow(dead_code)] // Nobody watches yet.
+mod observe;
 mod outlet;
 mod scheduler;
 mod shared;
 mod state;
 mod stats;
 mod submit;
+mod times;
 
 pub use builder::{Builder, StartMethod};
 pub use handle::{Canceller, TaskHandle, TaskStatus};
@@ -25,6 +28,7 @@ pub(crate) use map::results_of_parts;
 pub(crate) use scheduler::cycle as scheduler_cycle;
 pub use stats::{PoolStats, WorkerInfo, WorkerState};
 pub use submit::{Permit, TaskBuilder};
+pub use times::Distribution;
 
 use crate::task::{Arguments, PoolError, TaskError, TaskRef};
 use shared::Shared;
@@ -183,7 +187,7 @@ impl ProcessPool {
 impl ProcessPool {
     /// Counters and gauges, all of one moment.
     pub fn stats(&self) -> PoolStats {
-        PoolStats::new(self.shared().counts())
+        self.shared().stats()
     }
 
     /// The workers that there are.

@@ -7,9 +7,11 @@
 
 use super::cell::{Cell, Extra, Outcome};
 use super::life;
+use super::observe::{Ending, Event, Observe};
 use super::scheduler::{Config, Counts, Ledger, Nanos, Terms, Violation, WorkerKey};
 use super::state::{Chores, Link, ReadyLink, State, Warmth};
-use super::stats::WorkerInfo;
+use super::stats::{PoolStats, WorkerInfo};
+use super::times::Distribution;
 use crate::process::{Launch, Limits};
 use crate::sys::monotonic_now;
 use crate::task::{Fault, PoolError, TaskError, TaskRef, TimeoutReport, WorkerExit};
@@ -44,6 +46,7 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) runtime: Handle,
     pub(super) launcher: Box<dyn Launch>,
+    observers: Vec<Box<dyn Observe>>,
     state: Mutex<State>,
     next_id: AtomicU64,
     /// Room for tasks, if the queue is bounded.
@@ -64,6 +67,7 @@ impl Shared {
         scheduler: Config,
         runtime: Handle,
         launcher: Box<dyn Launch>,
+        observers: Vec<Box<dyn Observe>>,
     ) -> Shared {
         let room = settings.queue_capacity.map(|capacity| {
             let room = capacity.saturating_add(settings.max_workers).min(Semaphore::MAX_PERMITS);
@@ -73,7 +77,8 @@ impl Shared {
             settings,
             runtime,
             launcher,
-            state: Mutex::new(State::new(scheduler)),
+            state: Mutex::new(State::new(scheduler, !observers.is_empty())),
+            observers,
             next_id: AtomicU64::new(1),
             room,
             clock: Notify::new(),
@@ -104,7 +109,11 @@ impl Shared {
         };
         let cell = Arc::new(Cell::new(self.clone(), id, task.label, shim, body, extra));
         match refusal {
-            Some(error) => cell.resolve(error),
+            Some(error) => {
+                let ending = Ending::of(&error);
+                self.show(&[Event::Refused { task: cell.clone(), ending }]);
+                cell.resolve(error);
+            }
             None => self.with(|state, chores, now| state.submit(&cell, terms, now, chores)),
         }
         cell
@@ -193,14 +202,17 @@ impl Shared {
         self.lock().scheduler.is_shut_down()
     }
 
-    pub(super) fn counts(&self) -> Counts {
-        let state = self.lock();
-        let counts = state.scheduler.counts(&state.links);
+    pub(super) fn stats(&self) -> PoolStats {
+        let (mut counts, queue, run) = {
+            let state = self.lock();
+            let times = &state.times;
+            (state.scheduler.counts(&state.links), times.queue.clone(), times.run.clone())
+        };
         if self.terminated.is_cancelled() {
             // Without its runtime the pool has not seen their end.
-            return Counts { workers: 0, idle: 0, starting: 0, ..counts };
+            counts = Counts { workers: 0, idle: 0, starting: 0, ..counts };
         }
-        counts
+        PoolStats::new(counts, Distribution::new(queue), Distribution::new(run))
     }
 
     /// Looks at each worker that there is.
@@ -252,15 +264,22 @@ impl Shared {
 /// What the life of a worker tells.
 impl Shared {
     pub(super) fn worker_ready(self: &Arc<Self>, worker: WorkerKey, link: ReadyLink) {
-        self.with(|state, _, now| {
+        self.with(|state, chores, now| {
             let has_page = link.page.is_some();
+            if state.is_observed {
+                let (pid, started) = (link.pid, link.started);
+                chores.events.push(Event::WorkerReady { pid, started, at: now });
+            }
             state.links.set(worker, Some(Link::Ready(link)));
             state.scheduler.worker_ready(worker, has_page, now, &state.links);
         });
     }
 
     pub(super) fn start_failed(self: &Arc<Self>, worker: WorkerKey, cause: PoolError) {
-        self.with(|state, _, now| {
+        self.with(|state, chores, now| {
+            if state.is_observed {
+                chores.events.push(Event::StartFailed { cause: cause.clone(), at: now });
+            }
             state.links.set(worker, None);
             state.scheduler.start_failed(worker, cause, now, &state.links);
         });
@@ -294,7 +313,14 @@ impl Shared {
         self.with(|state, chores, now| {
             chores.stuck = stuck;
             chores.died = Some(exit.clone());
+            let deaths = state.scheduler.deaths();
             state.scheduler.worker_gone(worker, exit, now, &state.links);
+            if state.is_observed {
+                let has_died = state.scheduler.deaths() > deaths;
+                chores.events.push(Event::WorkerGone { exit: exit.clone(), has_died, at: now });
+            }
+            // While the page is there that says when its tasks began.
+            state.carry_out(now, chores);
             state.links.set(worker, None);
         });
     }
@@ -318,14 +344,22 @@ impl Shared {
         let result = {
             let mut state = self.lock();
             let result = event(&mut state, &mut chores, now);
-            state.carry_out(&mut chores);
+            state.carry_out(now, &mut chores);
             result
         };
         self.run(chores);
         result
     }
 
+    /// Shows watchers what has happened.
+    fn show(&self, events: &[Event]) {
+        for event in events {
+            self.observers.iter().for_each(|observer| observer.see(event));
+        }
+    }
+
     fn run(self: &Arc<Self>, chores: Chores) {
+        self.show(&chores.events);
         for copy in chores.copy {
             copy.page.write_request(copy.at, &copy.body);
             copy.outlet.release();

@@ -2,10 +2,12 @@
 
 use super::cell::{Cell, Outcome};
 use super::inquiry::Inquiry;
+use super::observe::{Attempt, Ending, Event};
 use super::outlet::Outlet;
 use super::scheduler::{
     Action, Answer, Config, Kill, Ledger, Nanos, Scheduler, TaskKey, Terms, Verdict, Violation, WorkerKey,
 };
+use super::times::Times;
 use crate::process::{Killer, Tail};
 use crate::sys::memory::words_for;
 use crate::task::{PoolError, TaskError, TimeoutReport, WorkerExit};
@@ -26,6 +28,9 @@ pub(super) struct State {
     pub(super) scheduler: Scheduler<Arc<Cell>>,
     pub(super) links: Links,
     pub(super) warming: Vec<oneshot::Sender<Warmth>>,
+    pub(super) times: Times,
+    /// Whether events are noted.
+    pub(super) is_observed: bool,
     /// When the clock will ring.
     pub(super) alarm_set: Nanos,
 }
@@ -139,9 +144,22 @@ impl Ledger for Links {
     }
 }
 
+/// The end of an attempt at a task.
+struct AttemptEnd<'a> {
+    outcome: &'a Outcome,
+    number: u32,
+    /// The worker that it was sent to, and under which number.
+    at: Option<(WorkerKey, u64)>,
+    /// For how long it ran, as the worker says.
+    ran: Option<Nanos>,
+    now: Nanos,
+    is_retried: bool,
+}
+
 /// What is to be done once the lock is let go.
 #[derive(Default)]
 pub(super) struct Chores {
+    pub(super) events: Vec<Event>,
     pub(super) resolved: SmallVec<[(Arc<Cell>, Outcome); 4]>,
     pub(super) copy: SmallVec<[Copy; 1]>,
     pub(super) flush: SmallVec<[Arc<Outlet>; 4]>,
@@ -158,19 +176,29 @@ pub(super) struct Chores {
 }
 
 impl State {
-    pub(super) fn new(config: Config) -> State {
+    pub(super) fn new(config: Config, is_observed: bool) -> State {
         State {
             scheduler: Scheduler::new(config),
             links: Links::default(),
             warming: Vec::new(),
+            times: Times::new(),
+            is_observed,
             alarm_set: Nanos::MAX,
         }
     }
 
     pub(super) fn submit(&mut self, cell: &Arc<Cell>, terms: Terms, now: Nanos, chores: &mut Chores) {
+        cell.set_submitted(now);
         match self.scheduler.submit(cell.clone(), cell.id, terms, now, &self.links) {
             Ok(key) => cell.place.store(key.place, Ordering::Relaxed),
-            Err((cell, verdict)) => chores.resolved.push((cell, outcome_of(verdict, None))),
+            Err((cell, verdict)) => {
+                let outcome = outcome_of(verdict, None);
+                if self.is_observed {
+                    let ending = Ending::of(&outcome);
+                    chores.events.push(Event::Refused { task: cell.clone(), ending });
+                }
+                chores.resolved.push((cell, outcome));
+            }
         }
     }
 
@@ -184,13 +212,13 @@ impl State {
         chores: &mut Chores,
     ) -> Result<(), Violation> {
         let (seq, answer, outcome) = match reply {
-            Reply::Value { seq, is_worn, .. } => {
+            Reply::Value { seq, is_worn, ran, .. } => {
                 let answer = Answer { is_value: true, is_worn, ..Answer::default() };
-                (seq, answer, Some(Outcome::Value(body.into_bytes())))
+                (seq, answer, Some((Outcome::Value(body.into_bytes()), ran)))
             }
-            Reply::Fault { seq, is_worn, dying, fault } => {
+            Reply::Fault { seq, is_worn, dying, ran, fault } => {
                 let answer = Answer { is_worn, dying, ..Answer::default() };
-                (seq, answer, Some(Outcome::Fault(Box::new(fault))))
+                (seq, answer, Some((Outcome::Fault(Box::new(fault)), ran)))
             }
             Reply::Skipped { seq } => (seq, Answer { skipped: true, ..Answer::default() }, None),
             Reply::Part { seq } => return self.take_in_part(worker, seq, body.as_slice()),
@@ -209,10 +237,55 @@ impl State {
         if let Some(link) = self.links.ready_mut(worker) {
             link.room.give_back(seq);
         }
-        if let (Some(cell), Some(outcome)) = (job, outcome) {
+        if let (Some((cell, number)), Some((outcome, ran))) = (job, outcome) {
+            let (at, ran) = (Some((worker, seq)), Some(ran));
+            let end = AttemptEnd { outcome: &outcome, number, at, ran, now, is_retried: false };
+            self.note(&cell, end, chores);
             chores.resolved.push((cell, outcome));
         }
         Ok(())
+    }
+
+    /// When a task that was sent to a worker began, if it has, and when it ended, by what the worker
+    /// says as far as that can be.
+    fn times_of(
+        &self,
+        cell: &Cell,
+        at: Option<(WorkerKey, u64)>,
+        ran: Option<Nanos>,
+        now: Nanos,
+    ) -> (Option<Nanos>, Nanos) {
+        let began = at.and_then(|(worker, seq)| self.links.began_at(worker, seq));
+        // The items of a chunk begin each at its own time.
+        let began = match ran {
+            Some(ran) if cell.is_chunk() => Some(now.saturating_sub(ran)),
+            _ => began,
+        };
+        let began = began.map(|began| began.clamp(cell.submitted().min(now), now));
+        let ended = began.zip(ran).map_or(now, |(began, ran)| began.saturating_add(ran).min(now));
+        (began, ended)
+    }
+
+    /// Notes that an attempt at a task is over.
+    fn note(&mut self, cell: &Arc<Cell>, end: AttemptEnd<'_>, chores: &mut Chores) {
+        let (began, ended) = self.times_of(cell, end.at, end.ran, end.now);
+        if let Some(began) = began.filter(|_| !end.is_retried) {
+            self.times.add(began.saturating_sub(cell.submitted()), ended.saturating_sub(began));
+        }
+        if self.is_observed {
+            let pid = end.at.and_then(|(worker, _)| self.links.ready(worker)).map(|link| link.pid);
+            chores.events.push(Event::Attempt(Attempt {
+                task: cell.clone(),
+                number: end.number,
+                ending: Ending::of(end.outcome),
+                is_retried: end.is_retried,
+                pid: pid.filter(|_| began.is_some()),
+                began,
+                ended,
+                bytes_in: cell.body().len(),
+                bytes_out: end.outcome.bytes(),
+            }));
+        }
     }
 
     fn take_in_part(&mut self, worker: WorkerKey, seq: u64, body: &[u8]) -> Result<(), Violation> {
@@ -226,10 +299,10 @@ impl State {
     }
 
     /// Does what can be done under the lock, and notes the rest.
-    pub(super) fn carry_out(&mut self, chores: &mut Chores) {
+    pub(super) fn carry_out(&mut self, now: Nanos, chores: &mut Chores) {
         let mut actions = std::mem::take(&mut self.scheduler.actions);
         for action in actions.drain(..) {
-            self.act(action, chores);
+            self.act(action, now, chores);
         }
         // Its memory is kept.
         self.scheduler.actions = actions;
@@ -239,16 +312,29 @@ impl State {
         }
     }
 
-    fn act(&mut self, action: Action<Arc<Cell>>, chores: &mut Chores) {
+    fn act(&mut self, action: Action<Arc<Cell>>, now: Nanos, chores: &mut Chores) {
         match action {
             Action::Send { worker, seq, task } => self.send(worker, seq, task, chores),
-            Action::Resolve(cell, verdict) => {
+            Action::Resolve { job: cell, verdict, at, attempts } => {
                 let died = chores.died.as_ref().map(|exit| (exit, &*cell));
                 if let (Verdict::TimedOut(_), Some(report)) = (&verdict, &chores.stuck) {
                     cell.set_timeout_report(report.clone());
                 }
                 let outcome = outcome_of(verdict, died);
+                let number = attempts;
+                let end = AttemptEnd { outcome: &outcome, number, at, ran: None, now, is_retried: false };
+                self.note(&cell, end, chores);
                 chores.resolved.push((cell, outcome));
+            }
+            Action::Retry { task, verdict, at } => {
+                let Some(cell) = self.scheduler.job(task).filter(|_| self.is_observed).cloned() else {
+                    return;
+                };
+                let outcome = outcome_of(verdict, chores.died.as_ref().map(|exit| (exit, &*cell)));
+                let number = self.scheduler.attempt(task);
+                let at = Some(at);
+                let end = AttemptEnd { outcome: &outcome, number, at, ran: None, now, is_retried: true };
+                self.note(&cell, end, chores);
             }
             Action::Start(worker) => {
                 let called_off = CancellationToken::new();

@@ -2,64 +2,84 @@
 
 use super::scheduler::{Counts, WorkerPhase, WorkerView};
 use super::state::ReadyLink;
+use super::times::Distribution;
 use crate::sys::resident_bytes;
 use crate::task::TaskId;
 use std::time::Instant;
 
 /// Counters and gauges of a pool, all of one moment.
 #[derive(Clone, Debug)]
-pub struct PoolStats(Counts);
+pub struct PoolStats {
+    counts: Counts,
+    queue_time: Distribution,
+    run_time: Distribution,
+}
 
 /// Counted from the pool's start.
 impl PoolStats {
-    pub(super) fn new(counts: Counts) -> PoolStats {
-        PoolStats(counts)
+    pub(super) fn new(counts: Counts, queue_time: Distribution, run_time: Distribution) -> PoolStats {
+        PoolStats { counts, queue_time, run_time }
     }
 
     /// Tasks that were accepted. A task that is refused (queue full, shut down) does not count.
     pub fn submitted(&self) -> u64 {
-        self.0.submitted
+        self.counts.submitted
     }
 
     /// Tasks that had a value. Chunks of a [`Map`](crate::Map) count as one task.
     pub fn succeeded(&self) -> u64 {
-        self.0.succeeded
+        self.counts.succeeded
     }
 
     /// Tasks that had an error other than having been cancelled or timed out.
     pub fn failed(&self) -> u64 {
-        self.0.failed
+        self.counts.failed
     }
 
     /// Tasks that were cancelled.
     pub fn cancelled(&self) -> u64 {
-        self.0.cancelled
+        self.counts.cancelled
     }
 
     /// Tasks that ran out of time.
     pub fn timed_out(&self) -> u64 {
-        self.0.timed_out
+        self.counts.timed_out
     }
 
     /// Attempts after the first.
     pub fn retried(&self) -> u64 {
-        self.0.retried
+        self.counts.retried
     }
 
     /// Workers that got ready.
     pub fn workers_started(&self) -> u64 {
-        self.0.workers_started
+        self.counts.workers_started
     }
 
     /// Workers that died or had to be killed. Those that were idle for long, were recycled or
     /// ended with the pool do not count.
     pub fn workers_died(&self) -> u64 {
-        self.0.workers_died
+        self.counts.workers_died
     }
 
     /// Workers that were replaced for their number of tasks, their memory or their processor time.
     pub fn workers_recycled(&self) -> u64 {
-        self.0.workers_recycled
+        self.counts.workers_recycled
+    }
+}
+
+/// How long tasks take. Those that no worker began, such as one that was cancelled in the queue, are
+/// not in it; nor are attempts that were followed by another.
+impl PoolStats {
+    /// From when a task was submitted until a worker began it.
+    pub fn queue_time(&self) -> &Distribution {
+        &self.queue_time
+    }
+
+    /// From when a worker began a task until it was done, by the worker's clock, or until the worker
+    /// was found dead.
+    pub fn run_time(&self) -> &Distribution {
+        &self.run_time
     }
 }
 
@@ -67,27 +87,27 @@ impl PoolStats {
 impl PoolStats {
     /// Accepted tasks that wait: for a worker, or, for a moment, for their answer to be read.
     pub fn queued(&self) -> usize {
-        self.0.queued
+        self.counts.queued
     }
 
     /// Tasks that a worker has begun.
     pub fn running(&self) -> usize {
-        self.0.running
+        self.counts.running
     }
 
     /// Worker processes, in whatever state.
     pub fn workers(&self) -> usize {
-        self.0.workers
+        self.counts.workers
     }
 
     /// Workers with nothing to do.
     pub fn idle_workers(&self) -> usize {
-        self.0.idle
+        self.counts.idle
     }
 
     /// Workers that are not ready yet.
     pub fn starting_workers(&self) -> usize {
-        self.0.starting
+        self.counts.starting
     }
 }
 

@@ -270,7 +270,7 @@ mod tests {
         let mut scene = Scene::new();
         let place = Some(Place { at: 0, bytes: 32 << 20 });
         for seq in 0..500 {
-            scene.push(&Reply::Value { seq, is_worn: false, place });
+            scene.push(&Reply::Value { seq, is_worn: false, ran: 0, place });
         }
         assert_eq!(scene.gather().unwrap(), 32 << 20);
     }

@@ -68,9 +68,10 @@ pub(crate) enum Reply {
     /// One item's result; the body is a byte that says which kind, and its encoding.
     Part { seq: u64 },
     /// The task is done; the body is its value, unless there is a place where that is.
-    Value { seq: u64, is_worn: bool, place: Option<Place> },
+    /// It ran for so many nanoseconds.
+    Value { seq: u64, is_worn: bool, ran: u64, place: Option<Place> },
     /// The task is done and has no value. With `dying`, the worker will not run another.
-    Fault { seq: u64, is_worn: bool, dying: bool, fault: Fault },
+    Fault { seq: u64, is_worn: bool, dying: bool, ran: u64, fault: Fault },
     /// There is something in the ring. It has no task of its own.
     Bell,
     /// The task had been taken back before the worker came to it.

@@ -27,8 +27,8 @@ const MAX_STACK: u64 = 64 << 20;
 static LAST_WORDS: OnceLock<&'static Replies> = OnceLock::new();
 
 thread_local! {
-    /// The task that this thread runs, as its number plus one; 0 on other threads.
-    static RUNNING: Cell<u64> = const { Cell::new(0) };
+    /// The task that this thread runs, as its number plus one, and when it began; 0 on other threads.
+    static RUNNING: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
 }
 
 /// Is a worker until the pool wants no more of it.
@@ -78,11 +78,13 @@ fn stack_size() -> usize {
 
 /// With `panic = "abort"` there is no other way for a task's panic to be told.
 fn send_last_words(report: PanicReport) {
+    let (running, began) = RUNNING.get();
     if let Some(replies) = LAST_WORDS.get()
-        && let Some(seq) = RUNNING.get().checked_sub(1)
+        && let Some(seq) = running.checked_sub(1)
     {
         let fault = Fault::Panicked(report).bounded();
-        replies.send(&Reply::Fault { seq, is_worn: false, dying: true, fault }, &[]);
+        let ran = monotonic_now() - began;
+        replies.send(&Reply::Fault { seq, is_worn: false, dying: true, ran, fault }, &[]);
     }
 }
 
@@ -158,8 +160,9 @@ impl Bench {
 
     fn run(&mut self, run: Run, body: Bytes) {
         let (seq, shim, place) = (run.seq, run.shim, run.place);
+        let began = monotonic_now();
         match self.page {
-            Some(page) if page.begin(seq, monotonic_now()) => {}
+            Some(page) if page.begin(seq, began) => {}
             Some(_) => return self.replies.send(&Reply::Skipped { seq }, &[]),
             None => self.replies.send(&Reply::Began { seq }, &[]),
         }
@@ -167,22 +170,23 @@ impl Bench {
         self.has_timeout.set(run.timeout.is_some());
         TaskContext::enter(run);
         self.inbox.begin(seq);
-        RUNNING.set(seq + 1);
+        RUNNING.set((seq + 1, began));
         // Room for the arguments is taken only where there is a page, and given back only when
         // the task is answered.
         let body = place
             .zip(self.page)
             .map_or(body, |(place, page)| page.read_request(place).unwrap_or_default().into());
         let outcome = self.call(shim, body);
+        let ran = monotonic_now() - began;
         if let Some(page) = self.page {
             page.finish(seq);
         }
-        RUNNING.set(0);
+        RUNNING.set((0, 0));
         self.inbox.end();
         TaskContext::leave();
         flush_stdout();
         let is_worn = self.wear.is_over();
-        self.replies.send_outcome(seq, is_worn, outcome.map(|()| &self.output[..]));
+        self.replies.send_outcome(seq, is_worn, ran, outcome.map(|()| &self.output[..]));
         self.output.clear();
         self.output.shrink_to(KEPT_OUTPUT);
     }

@@ -49,12 +49,12 @@ impl Replies {
     }
 
     /// Says how a task ended.
-    pub(super) fn send_outcome(&self, seq: u64, is_worn: bool, outcome: Result<&[u8], Fault>) {
+    pub(super) fn send_outcome(&self, seq: u64, is_worn: bool, ran: u64, outcome: Result<&[u8], Fault>) {
         match outcome {
-            Ok(body) => self.with(|stream| stream.send_value(seq, is_worn, body)),
+            Ok(body) => self.with(|stream| stream.send_value(seq, is_worn, ran, body)),
             Err(fault) => {
                 let fault = fault.bounded();
-                self.send(&Reply::Fault { seq, is_worn, dying: false, fault }, &[]);
+                self.send(&Reply::Fault { seq, is_worn, dying: false, ran, fault }, &[]);
             }
         }
     }
@@ -69,13 +69,13 @@ impl Replies {
 }
 
 impl Stream {
-    fn send_value(&mut self, seq: u64, is_worn: bool, body: &[u8]) -> std::io::Result<()> {
+    fn send_value(&mut self, seq: u64, is_worn: bool, ran: u64, body: &[u8]) -> std::io::Result<()> {
         let place = match self.page {
             Some(page) if body.len() >= LARGE => page.write_result(&mut self.room, seq, body),
             _ => None,
         };
         let body = if place.is_some() { &[] } else { body };
-        self.send(&Reply::Value { seq, is_worn, place }, body)
+        self.send(&Reply::Value { seq, is_worn, ran, place }, body)
     }
 
     fn send(&mut self, head: &Reply, body: &[u8]) -> std::io::Result<()> {

@@ -144,7 +144,13 @@ fn pool_on(stage: Stage) -> ProcessPool {
         recycles_at_once: false,
         death_limit: nanos(Duration::from_secs(1)),
     };
-    let shared = Arc::new(Shared::new(settings, config, tokio::runtime::Handle::current(), Box::new(stage)));
+    let shared = Arc::new(Shared::new(
+        settings,
+        config,
+        tokio::runtime::Handle::current(),
+        Box::new(stage),
+        Vec::new(),
+    ));
     shared.runtime.spawn(clock::run(shared.clone()));
     shared.open();
     ProcessPool::of(shared)

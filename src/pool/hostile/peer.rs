@@ -133,7 +133,7 @@ impl Peer {
         match done {
             Ok(()) => self.say_value(seq, &output)?,
             Err(fault) => {
-                self.say(&Reply::Fault { seq, is_worn: false, dying: false, fault }, &[])?;
+                self.say(&Reply::Fault { seq, is_worn: false, dying: false, ran: 0, fault }, &[])?;
             }
         }
         Ok(Some(run.id))
@@ -145,7 +145,7 @@ impl Peer {
             _ => None,
         };
         let body = if place.is_some() { &[] } else { body };
-        self.say(&Reply::Value { seq, is_worn: false, place }, body)
+        self.say(&Reply::Value { seq, is_worn: false, ran: 0, place }, body)
     }
 
     fn say(&mut self, head: &Reply, body: &[u8]) -> Result<(), Over> {

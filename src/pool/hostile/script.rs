@@ -100,8 +100,8 @@ impl Line {
             2 => Reply::NotReady { fault },
             3 => Reply::Began { seq },
             4 => Reply::Part { seq },
-            5 | 6 => Reply::Value { seq, is_worn: self.kind > 127, place },
-            7 => Reply::Fault { seq, is_worn: false, dying: self.kind > 127, fault },
+            5 | 6 => Reply::Value { seq, is_worn: self.kind > 127, ran: u64::MAX, place },
+            7 => Reply::Fault { seq, is_worn: false, dying: self.kind > 127, ran: u64::MAX, fault },
             8 => Reply::Bell,
             _ => Reply::Skipped { seq },
         }

@@ -57,6 +57,15 @@ enum Place {
     Sent { worker: u32, seq: u64 },
 }
 
+impl Place {
+    fn sent_to(self) -> Option<(WorkerKey, u64)> {
+        match self {
+            Place::Queued => None,
+            Place::Sent { worker, seq } => Some((worker as usize, seq)),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Phases {
     starting: usize,
@@ -184,6 +193,11 @@ impl<T> Scheduler<T> {
         Ok(TaskKey { place, id })
     }
 
+    /// How many workers have died.
+    pub(super) fn deaths(&self) -> u64 {
+        self.counts.workers_died
+    }
+
     /// The task, if it is not resolved yet.
     pub(super) fn job(&self, task: TaskKey) -> Option<&T> {
         self.task(task).map(|task| &task.job)
@@ -206,10 +220,7 @@ impl<T> Scheduler<T> {
 
     /// The worker that the task was sent to, and under which number.
     pub(super) fn whereabouts(&self, task: TaskKey) -> Option<(WorkerKey, u64)> {
-        match self.task(task)?.place {
-            Place::Queued => None,
-            Place::Sent { worker, seq } => Some((worker as usize, seq)),
-        }
+        self.task(task)?.place.sent_to()
     }
 
     /// The task that a worker was sent under this number, while it is open.
@@ -282,7 +293,8 @@ impl<T> Scheduler<T> {
     }
 
     /// A worker has answered its first task; to be followed by
-    /// [`answers_end`](Self::answers_end). Gives back the task that it was, if that is open.
+    /// [`answers_end`](Self::answers_end). Gives back the task that it was, if that is open, and which
+    /// attempt.
     ///
     /// # Errors
     /// [`Violation`] if that is not what it had to answer.
@@ -292,7 +304,7 @@ impl<T> Scheduler<T> {
         seq: u64,
         answer: Answer,
         now: Nanos,
-    ) -> Result<Option<T>, Violation> {
+    ) -> Result<Option<(T, u32)>, Violation> {
         let slot = self.slots.get_mut(worker).ok_or(Violation)?;
         let head = slot.sent.front().ok_or(Violation)?;
         if head.seq != seq || answer.skipped != (head.fate == Fate::TakenBack) {
@@ -318,7 +330,8 @@ impl<T> Scheduler<T> {
         Ok(is_open.then(|| {
             self.counts.succeeded += u64::from(answer.is_value);
             self.counts.failed += u64::from(!answer.is_value);
-            self.tasks.remove(sent.task as usize).job
+            let task = self.tasks.remove(sent.task as usize);
+            (task.job, task.attempts)
         }))
     }
 

@@ -87,7 +87,19 @@ pub(in crate::pool) enum Action<T> {
     GivenUp(WorkerKey),
     /// End its stream of requests, so that it ends by itself.
     Close(WorkerKey),
-    Resolve(T, Verdict),
+    Resolve {
+        job: T,
+        verdict: Verdict,
+        /// The worker that it was sent to, and under which number.
+        at: Option<(WorkerKey, u64)>,
+        attempts: u32,
+    },
+    /// An attempt has failed, which is to be tried again.
+    Retry {
+        task: TaskKey,
+        verdict: Verdict,
+        at: (WorkerKey, u64),
+    },
     /// All workers that [`Scheduler::warm_up`] asked for are ready, or never will be.
     WarmedUp(Result<(), PoolError>),
     /// Nothing is left to be done.

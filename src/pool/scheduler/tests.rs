@@ -265,7 +265,7 @@ fn an_answer_that_was_on_its_way_does_not_call_off_the_end_of_a_cancelled_task()
     world.act();
     let (seq, _) = world.workers[&worker].inbox[0];
     let answer = Answer { is_value: true, ..Answer::default() };
-    let id = world.scheduler.answered(worker, seq, answer, world.now).unwrap().unwrap();
+    let (id, _) = world.scheduler.answered(worker, seq, answer, world.now).unwrap().unwrap();
     world.open.remove(&id);
     world.scheduler.answers_end(worker, world.now, &world.pages);
     world.now += 6 * MILLISECOND;
@@ -306,7 +306,7 @@ fn a_worker_that_says_that_it_is_dying_and_lives_on_is_killed() {
     submit(&mut world);
     let worker = *world.workers.keys().next().unwrap();
     let answer = Answer { dying: true, ..Answer::default() };
-    let id = world.scheduler.answered(worker, 1, answer, world.now).unwrap().unwrap();
+    let (id, _) = world.scheduler.answered(worker, 1, answer, world.now).unwrap().unwrap();
     world.open.remove(&id);
     world.scheduler.answers_end(worker, world.now, &world.pages);
     world.now += DYING_LIMIT + MILLISECOND;

@@ -2,7 +2,7 @@
 
 use super::queue::Entry;
 use super::slot::{Fate, Loss, Phase, STALL, Slot, UNRESPONSIVE};
-use super::{Action, CLOSE_LIMIT, Kill, Ledger, Nanos, Place, Scheduler, Stage, Verdict, WorkerKey};
+use super::{Action, CLOSE_LIMIT, Kill, Ledger, Nanos, Place, Scheduler, Stage, TaskKey, Verdict, WorkerKey};
 use crate::task::PoolError;
 
 /// How often a task is taken back from workers that do not begin it, and as often from those that
@@ -44,15 +44,19 @@ impl<T> Scheduler<T> {
     /// A task that had begun has lost its worker.
     pub(super) fn retry_or_resolve(&mut self, key: u32, fate: Fate) {
         let task = &mut self.tasks[key as usize];
+        let verdict = match fate {
+            Fate::TimedOut => Verdict::TimedOut(task.timeout),
+            _ => Verdict::Died,
+        };
         if task.attempts <= task.retries && self.stage != Stage::Stopping {
+            if let Some(at) = task.place.sent_to() {
+                let task = TaskKey { place: key, id: task.id };
+                self.actions.push(Action::Retry { task, verdict, at });
+            }
             task.place = Place::Queued;
             self.queue.push_front(task.priority, Entry { key, id: task.id });
             self.counts.retried += 1;
         } else {
-            let verdict = match fate {
-                Fate::TimedOut => Verdict::TimedOut(task.timeout),
-                _ => Verdict::Died,
-            };
             self.resolve(key, verdict);
         }
     }
@@ -65,7 +69,8 @@ impl<T> Scheduler<T> {
         };
         *counter += 1;
         let task = self.tasks.remove(key as usize);
-        self.actions.push(Action::Resolve(task.job, verdict));
+        let at = task.place.sent_to();
+        self.actions.push(Action::Resolve { job: task.job, verdict, at, attempts: task.attempts });
     }
 
     pub(super) fn resolve_queued(&mut self, key: u32, verdict: Verdict) {

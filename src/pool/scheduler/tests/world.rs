@@ -211,7 +211,7 @@ impl World {
         if let Some((seq, task)) = worker.begun.take() {
             let answer = Answer { is_value: true, ..Answer::default() };
             let resolved = self.scheduler.answered(key, seq, answer, self.now).unwrap();
-            if let Some(id) = resolved {
+            if let Some((id, _)) = resolved {
                 assert_eq!(id, task.id);
                 assert!(self.open.remove(&id), "task {id} was resolved twice");
             }
@@ -266,12 +266,14 @@ impl World {
                     assert!(worker.inbox.is_empty() && worker.begun.is_none());
                     worker.life = Life::Closing;
                 }
-                Action::Resolve(id, _) => assert!(self.open.remove(&id), "task {id} was resolved twice"),
+                Action::Resolve { job: id, .. } => {
+                    assert!(self.open.remove(&id), "task {id} was resolved twice")
+                }
                 Action::Terminated => {
                     assert!(!self.terminated && self.workers.is_empty() && self.open.is_empty());
                     self.terminated = true;
                 }
-                Action::Cancel { .. } | Action::WarmedUp(_) => {}
+                Action::Cancel { .. } | Action::Retry { .. } | Action::WarmedUp(_) => {}
             }
         }
     }

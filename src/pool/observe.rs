@@ -1,0 +1,120 @@
+//! What there is to be seen of tasks and workers as they come and go, for whoever watches a pool.
+//!
+//! Events are noted under the lock of the pool's state, only if somebody watches, and passed on
+//! outside of it, in the order in which they happened, before the tasks that they are about are
+//! resolved.
+
+use super::cell::{Cell, Outcome};
+use super::scheduler::Nanos;
+use crate::task::{Fault, PoolError, TaskError, WorkerExit};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Somebody who watches a pool.
+///
+/// Called on whatever thread something happens, so it must not block.
+pub(super) trait Observe: Send + Sync {
+    fn see(&self, event: &Event);
+}
+
+/// Something that has happened.
+pub(super) enum Event {
+    /// A task was submitted and not accepted.
+    Refused { task: Arc<Cell>, ending: Ending },
+    /// An attempt at a task is over, or the task was resolved before there was one.
+    Attempt(Attempt),
+    /// A worker is ready for tasks; when its start began.
+    WorkerReady { pid: u32, started: Instant, at: Nanos },
+    /// A worker could not be started.
+    StartFailed { cause: PoolError, at: Nanos },
+    /// A worker that was ready has ended.
+    WorkerGone {
+        exit: WorkerExit,
+        /// It did so unasked, or had to be killed.
+        has_died: bool,
+        at: Nanos,
+    },
+}
+
+/// What has become of one attempt at a task.
+pub(super) struct Attempt {
+    pub(super) task: Arc<Cell>,
+    /// Which attempt it was, from 1; 0 if there was none.
+    pub(super) number: u32,
+    pub(super) ending: Ending,
+    /// Whether there is to be another one.
+    pub(super) is_retried: bool,
+    /// The worker that had begun it.
+    pub(super) pid: Option<u32>,
+    /// When the worker says that it began.
+    pub(super) began: Option<Nanos>,
+    pub(super) ended: Nanos,
+    pub(super) bytes_in: usize,
+    pub(super) bytes_out: usize,
+}
+
+/// How an attempt has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Ending {
+    Succeeded,
+    Panicked,
+    Failed,
+    WorkerDied,
+    TimedOut,
+    Cancelled,
+    Codec,
+    TooLarge,
+    QueueFull,
+    ShutDown,
+    NotInMainImage,
+    NodeLost,
+    PoolBroken,
+}
+
+impl Ending {
+    pub(super) fn of(outcome: &Outcome) -> Ending {
+        match outcome {
+            Outcome::Value(_) => Ending::Succeeded,
+            Outcome::Fault(fault) => match **fault {
+                Fault::Panicked(_) => Ending::Panicked,
+                Fault::Failed(_) => Ending::Failed,
+                Fault::Codec(_) => Ending::Codec,
+                Fault::TooLarge { .. } => Ending::TooLarge,
+                Fault::Cancelled => Ending::Cancelled,
+            },
+            Outcome::Error(error) => match **error {
+                TaskError::Panicked(_) => Ending::Panicked,
+                TaskError::Failed(_) => Ending::Failed,
+                TaskError::WorkerDied(_) => Ending::WorkerDied,
+                TaskError::TimedOut { .. } => Ending::TimedOut,
+                TaskError::Cancelled => Ending::Cancelled,
+                TaskError::Codec(_) => Ending::Codec,
+                TaskError::TooLarge { .. } => Ending::TooLarge,
+                TaskError::QueueFull { .. } => Ending::QueueFull,
+                TaskError::ShutDown => Ending::ShutDown,
+                TaskError::NotInMainImage { .. } => Ending::NotInMainImage,
+                TaskError::NodeLost => Ending::NodeLost,
+                TaskError::PoolBroken(_) => Ending::PoolBroken,
+            },
+        }
+    }
+
+    /// As labels and traces tell it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Ending::Succeeded => "succeeded",
+            Ending::Panicked => "panicked",
+            Ending::Failed => "failed",
+            Ending::WorkerDied => "worker_died",
+            Ending::TimedOut => "timed_out",
+            Ending::Cancelled => "cancelled",
+            Ending::Codec => "codec",
+            Ending::TooLarge => "too_large",
+            Ending::QueueFull => "queue_full",
+            Ending::ShutDown => "shut_down",
+            Ending::NotInMainImage => "not_in_main_image",
+            Ending::NodeLost => "node_lost",
+            Ending::PoolBroken => "pool_broken",
+        }
+    }
+}
