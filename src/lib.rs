@@ -147,6 +147,8 @@ mod task;
 mod wire;
 pub mod worker;
 
+#[cfg(feature = "tower")]
+pub use pool::PoolService;
 pub use pool::{
     Builder, Canceller, Distribution, Map, Permit, PoolStats, ProcessPool, StartMethod, TaskBuilder,
     TaskHandle, TaskStatus, WorkerInfo, WorkerState,

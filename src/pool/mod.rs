@@ -13,6 +13,8 @@ mod map;
 mod observe;
 mod outlet;
 mod scheduler;
+#[cfg(feature = "tower")]
+mod service;
 mod shared;
 mod state;
 mod stats;
@@ -26,6 +28,8 @@ pub use map::Map;
 pub(crate) use map::results_of_parts;
 #[cfg(feature = "internals")]
 pub(crate) use scheduler::cycle as scheduler_cycle;
+#[cfg(feature = "tower")]
+pub use service::PoolService;
 pub use stats::{PoolStats, WorkerInfo, WorkerState};
 pub use submit::{Permit, TaskBuilder};
 pub use times::Distribution;

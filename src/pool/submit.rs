@@ -61,6 +61,12 @@ impl<T> TaskBuilder<T> {
         self
     }
 
+    /// Has it take a place in the queue that was reserved, if there is one.
+    pub(super) fn with_place(mut self, place: Option<OwnedSemaphorePermit>) -> TaskBuilder<T> {
+        self.order.permit = place;
+        self
+    }
+
     /// Submits the task, as [`ProcessPool::submit`] does.
     pub fn submit(self) -> TaskHandle<T> {
         let cell = self.pool.shared().submit(self.task, self.body, self.order);
@@ -115,9 +121,7 @@ impl Permit {
         F: Copy + Send + Sync + 'static,
         A: Arguments<F, M>,
     {
-        let mut task = self.pool.task(function, arguments);
-        task.order.permit = self.place;
-        task.submit()
+        self.pool.task(function, arguments).with_place(self.place).submit()
     }
 }
 
