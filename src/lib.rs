@@ -1,6 +1,23 @@
+// Where a link of the README leads to here; there it leads to a file.
+#![doc = "[Guide]: crate::guide"]
+#![doc = ""]
 #![doc = include_str!("../README.md")]
 //!
-//! # Guide
+//! # Where to read on
+//!
+//! | to | read |
+//! | --- | --- |
+//! | see what it is that goes to a worker, and what comes back | [the essentials](#essentials), below |
+//! | find what you know from elsewhere under its name here | [`guide::coming_from`] |
+//! | do something that others have done before | [`guide::recipes`] |
+//! | keep a server answering, and bound what waits | [`guide::services`] |
+//! | understand an error | [`guide::troubleshooting`] |
+//! | set up a pool | [`Builder`], [`Sandbox`] |
+//! | run tasks | [`ProcessPool`], [`TaskBuilder`], [`TaskHandle`], [`Map`] |
+//! | look at a pool | [`PoolStats`], [`WorkerInfo`] |
+//! | write a task | [`Arguments`], [`Returned`], [`worker`] |
+//!
+//! # Essentials
 //!
 //! ## Tasks
 //!
@@ -65,6 +82,8 @@
 //! # }
 //! ```
 //!
+//! [`guide::troubleshooting`] goes through every error, with its usual causes and what to do.
+//!
 //! ## Cancellation and time
 //!
 //! Dropping a handle cancels its task, so that `select!` and `tokio::time::timeout` do what one
@@ -91,39 +110,8 @@
 //! A process of its own keeps a crash to itself, but not code that means harm: without more it may do
 //! what your program may. [`Builder::sandbox`] takes that away: files, the network, other processes.
 //! Limits ([`Builder::worker_memory_limit`], [`Builder::worker_cpu_limit`], [`Builder::task_timeout`])
-//! bound what it uses up. See [`Sandbox`], and `examples/untrusted_images.rs`.
-//!
-//! ```
-//! use procession::{ExitCause, ProcessPool, Sandbox, TaskError};
-//! use std::time::Duration;
-//!
-//! fn decode(bytes: Vec<u8>) -> Option<usize> {
-//!     // A hostile input has taken over, but there is nothing here to take.
-//!     assert!(std::fs::read_to_string("/etc/passwd").is_err());
-//!     bytes.iter().position(|byte| *byte == 0)
-//! }
-//!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> anyhow::Result<()> {
-//! # // A kernel without Landlock has nothing to show here.
-//! # if ProcessPool::builder().sandbox(Sandbox::new()).build().is_err() {
-//! #     return Ok(());
-//! # }
-//! let pool = ProcessPool::builder()
-//!     .sandbox(Sandbox::new())
-//!     .worker_memory_limit(256 << 20)
-//!     .task_timeout(Duration::from_secs(5))
-//!     .build()?;
-//! assert_eq!(pool.submit(decode, vec![1, 0]).await?, Some(1));
-//! let greedy = |size: usize| vec![1_u8; size].len();
-//! match pool.submit(greedy, 1 << 30).await {
-//!     Err(TaskError::WorkerDied(exit)) => assert_eq!(exit.cause(), ExitCause::OutOfMemory),
-//!     other => panic!("{other:?}"),
-//! }
-//! # pool.shutdown().await;
-//! # Ok(())
-//! # }
-//! ```
+//! bound what it uses up. See [`Sandbox`], the recipe in [`guide::recipes`], and
+//! `examples/untrusted_images.rs`.
 //!
 //! ## Signals
 //!
@@ -137,6 +125,8 @@ compile_error!("procession runs on Linux only, for now");
 #[cfg(any(test, feature = "internals"))]
 #[doc(hidden)]
 pub mod decoders;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
