@@ -15,9 +15,11 @@ use tokio_util::sync::PollSemaphore;
 use tower_service::Service;
 
 impl ProcessPool {
-    /// A function as a [`tower::Service`](tower_service::Service), whose requests are its arguments.
+    /// A function as a [`tower::Service`], whose requests are its arguments. With the feature `tower`.
     ///
-    /// With the feature `tower`. See [`PoolService`].
+    /// See [`PoolService`].
+    ///
+    /// [`tower::Service`]: https://docs.rs/tower/latest/tower/trait.Service.html
     #[track_caller]
     pub fn service<F, A, M>(&self, function: F) -> PoolService<A, A::Output>
     where
@@ -38,17 +40,16 @@ impl ProcessPool {
     }
 }
 
-/// A function of a pool as a [`tower::Service`](tower_service::Service): made by
-/// [`ProcessPool::service`], with the feature `tower`.
+/// A function of a pool as a [`tower::Service`]: made by [`ProcessPool::service`], with the feature `tower`.
 ///
 /// A request is what [`submit`](ProcessPool::submit) takes as arguments: a value, or a tuple of them. The
 /// response's future is the task's [`TaskHandle`], so dropping it cancels the task: a `timeout` layer
 /// around the service frees the worker.
 ///
 /// **Readiness is room in the queue.** With [`Builder::queue_capacity`](crate::Builder::queue_capacity),
-/// [`poll_ready`](Service::poll_ready) takes a place in it, in turn with all others who wait for one, and
-/// is pending until there is one; [`call`](Service::call) uses that place. Without a bound the service is
-/// always ready. When the pool is shut down `poll_ready` fails, as [`TaskError::ShutDown`].
+/// [`poll_ready`](PoolService::poll_ready) takes a place in it, in turn with all others who wait for one,
+/// and is pending until there is one; [`call`](PoolService::call) uses that place. Without a bound the
+/// service is always ready. When the pool is shut down `poll_ready` fails, as [`TaskError::ShutDown`].
 ///
 /// A `call` without a place never panics: it submits the task as `submit` does, and when the queue is
 /// full the response's future gives [`TaskError::QueueFull`].
@@ -58,6 +59,8 @@ impl ProcessPool {
 /// was ready and never called, or that a `load_shed` layer has turned away.
 ///
 /// The service holds the pool: this is not dropped before its services are.
+///
+/// [`tower::Service`]: https://docs.rs/tower/latest/tower/trait.Service.html
 ///
 /// ```
 /// use procession::ProcessPool;
@@ -159,7 +162,7 @@ impl<A, T: DeserializeOwned + 'static> Service<A> for PoolService<A, T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Submits a task, to the place that [`poll_ready`](Service::poll_ready) has taken.
+    /// Submits a task, to the place that [`poll_ready`](PoolService::poll_ready) has taken.
     ///
     /// Whatever goes wrong is what the future gives; without a place, also a full queue.
     fn call(&mut self, arguments: A) -> TaskHandle<T> {
