@@ -26,6 +26,7 @@ pub mod recipes {
 pub mod services {
     #![doc = "[`Builder::queue_capacity`]: crate::Builder::queue_capacity"]
     #![doc = "[`PoolStats`]: crate::PoolStats"]
+    #![doc = "[`WorkerInfo`]: crate::WorkerInfo"]
     #![cfg_attr(feature = "tower", doc = "[`ProcessPool::service`]: crate::ProcessPool::service")]
     #![cfg_attr(not(feature = "tower"), doc = "[`ProcessPool::service`]: crate::ProcessPool")]
     #![doc = ""]

@@ -17,6 +17,15 @@
 //! | look at a pool | [`PoolStats`], [`WorkerInfo`] |
 //! | write a task | [`Arguments`], [`Returned`], [`worker`] |
 //!
+//! # Features
+//!
+//! What is off costs nothing: no dependency, and no code.
+//!
+//! | feature | |
+//! | --- | --- |
+//! | `auto-init` | on by default: workers are entered before `main`, so that programs need no call of [`init`] |
+//! | `tower` | `ProcessPool::service`: a function as a `tower::Service`, whose readiness is room in the queue |
+//!
 //! # Essentials
 //!
 //! ## Tasks

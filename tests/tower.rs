@@ -72,6 +72,9 @@ where
     poll!(service.ready()).is_ready()
 }
 
+/// What axum asks of a state, and tower's `buffer` of a service.
+fn is_shareable<S: Clone + Send + Sync + Unpin + 'static>(_: &S) {}
+
 async fn a_service_calls_its_function(builder: Builder) {
     async fn join(words: Vec<String>, by: String) -> anyhow::Result<String> {
         Ok(words.join(&by))
@@ -83,6 +86,7 @@ async fn a_service_calls_its_function(builder: Builder) {
     assert_eq!(none.ready().await.unwrap().call(()).await.unwrap(), 7);
     let words = vec!["a".to_owned(), "b".to_owned()];
     assert_eq!(pool.service(join).oneshot((words, "-".to_owned())).await.unwrap(), "a-b");
+    is_shareable(&one);
     let named: PoolService<u32, u32> = one.clone();
     assert_eq!(named.oneshot(5).await.unwrap(), 10);
     pool.shutdown().await;
