@@ -248,15 +248,14 @@ async fn errors_come_as_they_are(builder: Builder) {
 
 async fn a_timeout_layer_frees_the_worker(builder: Builder) {
     let pool = builder.workers(1).queue_capacity(0).cancel_grace(Duration::ZERO).build().unwrap();
+    pool.warm_up().await.unwrap();
     let meeting = Meeting::new();
-    let mut service = ServiceBuilder::new()
-        .timeout(Duration::from_millis(500))
+    let service = ServiceBuilder::new()
+        .timeout(Duration::from_millis(300))
         .service(pool.service(|place: String| attend(&place, "hangs")));
-    let hangs = tokio::spawn(service.ready().await.unwrap().call(meeting.place()));
-    let guest = meeting.next().await;
-    let error = hangs.await.unwrap().unwrap_err();
+    let error = service.oneshot(meeting.place()).await.unwrap_err();
     assert!(error.is::<tower::timeout::error::Elapsed>(), "{error}");
-    guest.gone().await;
+    // There is no other worker, and no place to wait in.
     assert_eq!(pool.service(double).oneshot(2).await.unwrap(), 4);
     assert_eq!(pool.stats().cancelled(), 1);
     pool.shutdown().await;
