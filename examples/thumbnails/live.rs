@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, Sse};
 use futures::stream;
-use procession::{WorkerInfo, WorkerState};
+use procession::{Distribution, WorkerInfo, WorkerState};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::interval;
@@ -31,6 +31,8 @@ pub(crate) fn snapshot(service: &Service) -> Value {
         "timed_out": stats.timed_out(),
         "workers_started": stats.workers_started(),
         "workers_died": stats.workers_died(),
+        "queue_time": times(stats.queue_time()),
+        "run_time": times(stats.run_time()),
         "answers": service.answers(),
         "workers": workers.iter().map(worker).collect::<Vec<_>>(),
     })
@@ -51,6 +53,19 @@ fn worker(info: &WorkerInfo) -> Value {
         "task": info.current_task().map(|task| task.get()),
         "rss": info.rss(),
         "age_ms": info.started().elapsed().as_millis() as u64,
+    })
+}
+
+/// In microseconds.
+fn times(times: &Distribution) -> Value {
+    let micros = |time: Duration| time.as_micros() as u64;
+    json!({
+        "count": times.count(),
+        "mean_us": micros(times.mean()),
+        "p50_us": micros(times.p50()),
+        "p90_us": micros(times.p90()),
+        "p99_us": micros(times.p99()),
+        "max_us": micros(times.max()),
     })
 }
 

@@ -97,7 +97,7 @@ fn flag() -> Vec<u8> {
 }
 
 /// A PNG, red, green, blue and alpha all zero, with all of its pixels.
-fn zeros_in_full(width: u32, height: u32) -> Vec<u8> {
+pub(crate) fn zeros_in_full(width: u32, height: u32) -> Vec<u8> {
     zeros(width, height, height as usize * (1 + 4 * width as usize))
 }
 
