@@ -126,6 +126,16 @@ fn all_samples_are_what_they_claim_to_be() {
 }
 
 #[test]
+fn the_documentation_has_the_status_of_each_sample() {
+    let text = std::fs::read_to_string("docs/service.md").unwrap();
+    for sample in SAMPLES.iter() {
+        let row = text.lines().find(|line| line.starts_with(&format!("| `{}` |", sample.name)));
+        let status = row.and_then(|row| row.split(" | ").nth(2));
+        assert_eq!(status, Some(&*sample.status.to_string()), "{}", sample.name);
+    }
+}
+
+#[test]
 fn bad_requests_are_told_apart_before_any_task_is_made_of_them() {
     run(async {
         let service = Service::start(&PATIENT).await;

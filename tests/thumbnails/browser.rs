@@ -19,7 +19,7 @@ use crate::common::descendants;
 /// With this in the environment, as `required`, a test does not pass for want of a browser.
 const WANTED: &str = "PROCESSION_BROWSER";
 
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 11] = [
     "--headless",
     "--no-sandbox", // root has none, and the page is our own
     "--disable-gpu",
@@ -29,7 +29,8 @@ const OPTIONS: [&str; 10] = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--window-size=1240,1000",
+    "--hide-scrollbars",
+    "--window-size=1240,1270",
 ];
 
 /// By the standard, the key of an element's reference.
