@@ -17,7 +17,9 @@ use futures::future::join_all;
 use http_body_util::BodyExt;
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageFormat};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use common::{descendants, run};
@@ -202,6 +204,60 @@ fn a_full_queue_is_503_with_a_time_to_come_back_and_clients_that_go_away_make_ro
 }
 
 #[test]
+fn a_worker_that_is_killed_from_outside_is_no_fault_of_the_file() {
+    run(async {
+        let service = Service::start(&PATIENT).await;
+        let stuck = tokio::spawn(service.thumbnail(bytes("endless.ppmx")));
+        service.until("running", |tasks| tasks == 1).await;
+        let stats = service.get("/stats").await.json();
+        let busy = stats["workers"].as_array().unwrap().iter().find(|worker| !worker["task"].is_null());
+        let pid = busy.expect("a busy worker")["pid"].as_i64().unwrap();
+        kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+        let answer = stuck.await.unwrap();
+        assert_eq!(answer.problem(503), "worker-killed");
+        assert_eq!(answer.header("retry-after"), "1");
+        service.end().await;
+    });
+}
+
+#[test]
+fn an_upload_that_stops_is_given_up() {
+    run(async {
+        let service = Service::start(&["--upload-ms", "100"]).await;
+        let mut client = slow_upload(&service).await;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        assert!(answer.contains(r#""code":"too-slow""#), "{answer}");
+        service.end().await;
+    });
+}
+
+#[test]
+fn uploads_that_do_not_come_in_are_counted_and_make_room_when_they_go() {
+    run(async {
+        let options = ["--workers", "1", "--queue", "0", "--upload-ms", "120000", "--timeout-ms", "60000"];
+        let service = Service::start(&options).await;
+        let slow = join_all((0..65).map(|_| slow_upload(&service))).await;
+        let png = bytes("picture.png");
+        while service.thumbnail(png.clone()).await.status != 503 {}
+        assert_eq!(service.stat("running").await + service.stat("queued").await, 0, "no task is in the way");
+        drop(slow);
+        while service.thumbnail(png.clone()).await.status != 200 {}
+        service.end().await;
+    });
+}
+
+/// A request that says that there is more to come, and leaves it at that.
+async fn slow_upload(service: &Service) -> TcpStream {
+    let mut stream = TcpStream::connect(service.address.strip_prefix("http://").unwrap()).await.unwrap();
+    let start =
+        b"POST /thumbnail HTTP/1.1\r\nhost: here\r\nconnection: close\r\ncontent-length: 100\r\n\r\nPPMX";
+    stream.write_all(start).await.unwrap();
+    stream
+}
+
+#[test]
 fn events_tell_of_the_pool_until_the_service_ends() {
     run(async {
         let service = Service::start(&PATIENT).await;
@@ -247,7 +303,7 @@ fn when_told_to_end_it_answers_what_it_has_accepted() {
         assert!(line.starts_with("ending: "), "{line}");
         let address = service.address.strip_prefix("http://").unwrap().to_owned();
         // The listener is closed right after that line.
-        while tokio::net::TcpStream::connect(&address).await.is_ok() {}
+        while TcpStream::connect(&address).await.is_ok() {}
 
         let mut answers = join_all(all).await.into_iter().map(Result::unwrap);
         assert_eq!(answers.next().unwrap().problem(504), "timed-out");

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, Sse};
 use futures::stream;
@@ -75,15 +76,15 @@ pub(crate) async fn watch(service: Arc<Service>, live: watch::Sender<String>) {
     let mut ticks = interval(PERIOD);
     loop {
         ticks.tick().await;
-        // One receiver belongs to the router.
+        // One receiver belongs to the service.
         if live.receiver_count() > 1 {
             live.send_replace(snapshot(&service).to_string());
         }
     }
 }
 
-pub(crate) async fn events(live: watch::Receiver<String>) -> impl IntoResponse {
-    let events = stream::unfold(live, async |mut live| {
+pub(crate) async fn events(State(service): State<Arc<Service>>) -> impl IntoResponse {
+    let events = stream::unfold(service.live.clone(), async |mut live| {
         live.changed().await.ok()?;
         let snapshot = live.borrow_and_update().clone();
         Some((Ok::<_, Infallible>(Event::default().data(snapshot)), live))

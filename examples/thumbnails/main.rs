@@ -9,7 +9,7 @@
 //! cargo run --example thumbnails -- --self-test    # or: it sends itself all samples, and ends
 //! ```
 //!
-//! Options: `--port 8080`, `--workers N`, `--queue N`, `--timeout-ms N`, `--memory-mib N`.
+//! Options: `--port N`, `--workers N`, `--queue N`, `--timeout-ms N`, `--upload-ms N`, `--memory-mib N`.
 
 mod answer;
 mod live;
@@ -40,9 +40,6 @@ use crate::service::{Service, router};
 /// How long what was accepted may take after a signal; less than the patience of supervisors.
 const GRACE: Duration = Duration::from_secs(8);
 
-/// As many uploads more than tasks may be on their way in.
-const UPLOADS_AHEAD: usize = 64;
-
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::of_this_program()?;
@@ -51,12 +48,12 @@ async fn main() -> anyhow::Result<()> {
     pool.warm_up().await?; // so that it does not come up where workers cannot
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await.context("the port")?;
     let address = listener.local_addr()?;
-    let service = Service::new(pool.clone(), options.workers + options.queue + UPLOADS_AHEAD);
     let (sender, receiver) = watch::channel(String::new());
+    let service = Service::new(pool.clone(), &options, receiver);
     let watching = tokio::spawn(live::watch(service.clone(), sender));
     let (ask_to_end, asked_to_end) = oneshot::channel::<()>();
     let mut serving = pin!(
-        axum::serve(listener, router(service, receiver))
+        axum::serve(listener, router(service))
             .with_graceful_shutdown(async { _ = asked_to_end.await })
             .into_future()
             .fuse()

@@ -10,7 +10,10 @@ pub(crate) struct Options {
     pub(crate) workers: usize,
     /// As many tasks wait at most.
     pub(crate) queue: usize,
+    /// For a task.
     pub(crate) timeout: Duration,
+    /// For a client, to send its file.
+    pub(crate) upload: Duration,
     /// In bytes, for each worker.
     pub(crate) memory: u64,
     pub(crate) is_self_test: bool,
@@ -23,6 +26,7 @@ impl Options {
             workers: available_parallelism().map_or(2, |count| count.get().max(2)),
             queue: 16,
             timeout: Duration::from_secs(3),
+            upload: Duration::from_secs(10),
             memory: 256 << 20,
             is_self_test: false,
         };
@@ -45,6 +49,7 @@ impl Options {
             "--workers" => self.workers = number as usize,
             "--queue" => self.queue = number as usize,
             "--timeout-ms" => self.timeout = Duration::from_millis(number.into()),
+            "--upload-ms" => self.upload = Duration::from_millis(number.into()),
             "--memory-mib" => self.memory = u64::from(number) << 20,
             _ => bail!("there is no option {name}"),
         }

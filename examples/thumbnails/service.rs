@@ -20,14 +20,15 @@ use tokio::time::timeout;
 
 use crate::answer::Problem;
 use crate::live;
+use crate::options::Options;
 use crate::samples::{SAMPLES, sample};
 use crate::thumbnail::{Thumbnail, make};
 
 /// The most bytes that an upload may have.
 const MOST_BYTES: usize = 10 << 20;
 
-/// How long a client may take to send one.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// As many uploads more than tasks may be on their way in.
+const UPLOADS_AHEAD: usize = 64;
 
 /// The longest side of a thumbnail.
 const LONGEST_SIDE: u32 = 1024;
@@ -36,13 +37,18 @@ pub(crate) struct Service {
     pub(crate) pool: ProcessPool,
     /// As many uploads are read and kept at a time; a task's upload included.
     uploads: Semaphore,
+    /// How long a client may take to send one.
+    patience: Duration,
+    /// A new snapshot some times a second.
+    pub(crate) live: watch::Receiver<String>,
     /// How many answers there were of each status.
     answers: Mutex<BTreeMap<u16, u64>>,
 }
 
 impl Service {
-    pub(crate) fn new(pool: ProcessPool, uploads: usize) -> Arc<Service> {
-        Arc::new(Service { pool, uploads: Semaphore::new(uploads), answers: Mutex::default() })
+    pub(crate) fn new(pool: ProcessPool, options: &Options, live: watch::Receiver<String>) -> Arc<Service> {
+        let uploads = Semaphore::new(options.workers + options.queue + UPLOADS_AHEAD);
+        Arc::new(Service { pool, uploads, patience: options.upload, live, answers: Mutex::default() })
     }
 
     pub(crate) fn answers(&self) -> BTreeMap<u16, u64> {
@@ -59,7 +65,7 @@ impl Service {
         size.check()?;
         // Before the upload is read: what there is no room for should not take up memory.
         let _room = self.uploads.try_acquire().map_err(|_| Problem::overloaded())?;
-        let upload = timeout(PATIENCE, read(request)).await.map_err(|_| too_slow())??;
+        let upload = timeout(self.patience, read(request)).await.map_err(|_| too_slow())??;
         if upload.is_empty() {
             return Err(Problem::new(
                 StatusCode::BAD_REQUEST,
@@ -71,15 +77,14 @@ impl Service {
     }
 }
 
-/// `live` has a new snapshot some times a second.
-pub(crate) fn router(service: Arc<Service>, live: watch::Receiver<String>) -> Router {
+pub(crate) fn router(service: Arc<Service>) -> Router {
     Router::new()
         .route("/", get(Html(include_str!("page.html"))))
         .route("/thumbnail", post(thumbnail))
         .route("/samples", get(list_samples))
         .route("/samples/{name}", get(one_sample))
         .route("/stats", get(async |State(service): State<Arc<Service>>| Json(live::snapshot(&service))))
-        .route("/events", get(move || live::events(live)))
+        .route("/events", get(live::events))
         .route("/healthz", get("ok\n")) // asks no worker: a busy service is a healthy one
         .layer(DefaultBodyLimit::max(MOST_BYTES))
         .with_state(service)
