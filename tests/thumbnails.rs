@@ -55,7 +55,9 @@ fn assert_thumbnail(answer: &Answer, kind: &str, bytes: &[u8]) {
 #[test]
 fn each_hostile_file_gets_its_answer_and_the_good_ones_beside_it_are_served() {
     run(async {
-        let service = Service::start(&["--timeout-ms", "5000", "--queue", "1000"]).await;
+        let service = Service::start(&[&PATIENT[..], &["--workers", "3", "--queue", "1000"]].concat()).await;
+        let endless = tokio::spawn(service.thumbnail(bytes("endless.ppmx"))); // beside all the others
+        service.until("running", |tasks| tasks == 1).await;
         let [jpeg, png] = ["photo.jpg", "picture.png"].map(bytes);
         let (small_jpeg, small_png) = (expected(&jpeg), expected(&png));
         let good = async {
@@ -76,7 +78,6 @@ fn each_hostile_file_gets_its_answer_and_the_good_ones_beside_it_are_served() {
                 ("panics.ppmx", "decoder-panicked"),
                 ("nests.ppmx", "stack-overflow"),
                 ("aborts.ppmx", "worker-crashed"),
-                ("endless.ppmx", "timed-out"),
             ] {
                 let answer = service.thumbnail(bytes(name)).await;
                 assert_eq!(answer.problem(sample(name).unwrap().status), code, "{name}");
@@ -92,14 +93,26 @@ fn each_hostile_file_gets_its_answer_and_the_good_ones_beside_it_are_served() {
         assert!(problem["diagnosis"].as_str().unwrap().contains("before the first pixel"), "{problem}");
 
         let stats = service.get("/stats").await.json();
-        assert_eq!(stats["timed_out"], 1);
-        // Two ran out of memory, one out of stack, one crashed twice, one out of time.
-        assert_eq!(stats["workers_died"], 6);
+        assert_eq!(stats["running"], 1);
+        // Two ran out of memory, one out of stack, one crashed twice.
+        assert_eq!(stats["workers_died"], 5);
         assert_eq!(stats["answers"]["200"], 30);
         assert_eq!(
             stats["answers"].as_object().unwrap().values().filter_map(|n| n.as_u64()).sum::<u64>(),
-            42
+            41
         );
+        endless.abort();
+        service.end().await;
+    });
+}
+
+#[test]
+fn an_endless_task_is_ended_by_its_time() {
+    run(async {
+        let service = Service::start(&["--timeout-ms", "300"]).await;
+        let answer = service.thumbnail(bytes("endless.ppmx")).await;
+        assert_eq!(answer.problem(sample("endless.ppmx").unwrap().status), "timed-out");
+        assert_eq!(service.stat("timed_out").await, 1);
         service.end().await;
     });
 }
@@ -107,7 +120,7 @@ fn each_hostile_file_gets_its_answer_and_the_good_ones_beside_it_are_served() {
 #[test]
 fn all_samples_are_what_they_claim_to_be() {
     run(async {
-        let service = Service::start(&["--timeout-ms", "5000"]).await;
+        let service = Service::start(&PATIENT).await;
         let listed = service.get("/samples").await.json();
         assert_eq!(listed.as_array().unwrap().len(), SAMPLES.len());
         for sample in SAMPLES.iter() {
@@ -240,10 +253,12 @@ fn uploads_that_do_not_come_in_are_counted_and_make_room_when_they_go() {
         let service = Service::start(&options).await;
         let slow = join_all((0..65).map(|_| slow_upload(&service))).await;
         let png = bytes("picture.png");
-        while service.thumbnail(png.clone()).await.status != 503 {}
-        assert_eq!(service.stat("running").await + service.stat("queued").await, 0, "no task is in the way");
+        service.until("uploads", |uploads| uploads == 65).await;
+        assert_eq!(service.thumbnail(png.clone()).await.problem(503), "overloaded");
+        assert_eq!(service.stat("submitted").await, 0, "no task is in the way");
         drop(slow);
-        while service.thumbnail(png.clone()).await.status != 200 {}
+        service.until("uploads", |uploads| uploads == 0).await;
+        assert_thumbnail(&service.thumbnail(png.clone()).await, "image/png", &expected(&png));
         service.end().await;
     });
 }
@@ -287,13 +302,13 @@ fn events_tell_of_the_pool_until_the_service_ends() {
 #[test]
 fn when_told_to_end_it_answers_what_it_has_accepted() {
     run(async {
-        let options = ["--workers", "1", "--queue", "1000", "--timeout-ms", "1500"];
-        let mut service = Service::start(&options).await;
+        let options = ["--workers", "1", "--queue", "1000", "--grace-ms", "60000"];
+        let mut service = Service::start(&[&PATIENT[..], &options].concat()).await;
         // Nothing else is done until the first is given up, after the signal.
-        let mut all = vec![tokio::spawn(service.thumbnail(bytes("endless.ppmx")))];
+        let first = tokio::spawn(service.thumbnail(bytes("endless.ppmx")));
         service.until("running", |tasks| tasks == 1).await;
         let png = bytes("picture.png");
-        all.extend((0..8).map(|_| tokio::spawn(service.thumbnail(png.clone()))));
+        let others: Vec<_> = (0..8).map(|_| tokio::spawn(service.thumbnail(png.clone()))).collect();
         service.until("submitted", |tasks| tasks == 9).await;
 
         let workers = descendants(service.pid());
@@ -305,15 +320,30 @@ fn when_told_to_end_it_answers_what_it_has_accepted() {
         // The listener is closed right after that line.
         while TcpStream::connect(&address).await.is_ok() {}
 
-        let mut answers = join_all(all).await.into_iter().map(Result::unwrap);
-        assert_eq!(answers.next().unwrap().problem(504), "timed-out");
+        first.abort();
         let small = expected(&png);
-        answers.for_each(|answer| assert_thumbnail(&answer, "image/png", &small));
+        for answer in join_all(others).await {
+            assert_thumbnail(&answer.unwrap(), "image/png", &small);
+        }
         assert_eq!(service.line().await, None, "it has not run out of patience");
         service.ended().await;
         for worker in workers {
             assert!(!common::is_alive(worker.pid), "left behind: {worker:?}");
         }
+    });
+}
+
+#[test]
+fn what_is_not_done_when_the_time_to_end_is_over_is_answered_all_the_same() {
+    run(async {
+        let mut service = Service::start(&[&PATIENT[..], &["--grace-ms", "100"]].concat()).await;
+        let stuck = tokio::spawn(service.thumbnail(bytes("endless.ppmx")));
+        service.until("running", |tasks| tasks == 1).await;
+        service.signal(Signal::TERM);
+        assert!(service.line().await.unwrap().starts_with("ending: "));
+        assert_eq!(service.line().await.unwrap(), "out of patience");
+        assert_eq!(stuck.await.unwrap().problem(503), "shutting-down");
+        service.ended().await;
     });
 }
 
@@ -338,7 +368,8 @@ fn a_second_signal_ends_it_at_once_and_what_is_left_is_answered() {
 fn it_tests_itself() {
     run(async {
         let mut command = Command::new(example());
-        let output = command.arg("--self-test").stdin(Stdio::null()).output().await.unwrap();
+        command.args(["--self-test", "--timeout-ms", "15000"]);
+        let output = command.stdin(Stdio::null()).output().await.unwrap();
         assert!(output.status.success(), "{output:?}");
         let said = String::from_utf8(output.stdout).unwrap();
         assert_eq!(said.lines().count(), SAMPLES.len(), "{said}");

@@ -22,7 +22,7 @@ use tokio::process::Command;
 fn the_page_shows_thumbnails_explanations_and_the_pool() {
     run(async {
         let Some(browser) = Browser::start().await else { return };
-        let service = Service::start(&["--workers", "2", "--timeout-ms", "5000"]).await;
+        let service = Service::start(&["--workers", "2", "--timeout-ms", "8000"]).await;
         browser.open(&service.address).await;
         browser.until("document.querySelector('#link.on')").await;
 

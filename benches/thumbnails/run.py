@@ -8,11 +8,13 @@ worker, and prints what that does to the other ones. Needs wrk.
 
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 
 CLIENTS = 4
@@ -61,8 +63,24 @@ def report(calm, crashing):
         print(f"{figure}: {sum(run[figure] for run in calm)} | {sum(run[figure] for run in crashing)}")
 
 
+def busy():
+    """The processor time that all of the machine has used, and that of processes which are ours and have ended."""
+    with open("/proc/stat") as file:
+        user, nice, system, _, _, interrupts, soft = map(int, file.readline().split()[1:8])
+    ours = resource.getrusage(resource.RUSAGE_CHILDREN)
+    everyone = (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), everyone, ours.ru_utime + ours.ru_stime
+
+
+def report_others(before, after):
+    span, everyone, ours = (end - start for start, end in zip(before, after))
+    share = (everyone - ours) / span / os.cpu_count()
+    print(f"others have used {share:.0%} of the processors' time")
+
+
 def main():
     program, rounds, seconds = sys.argv[1], int((sys.argv[2:] or [5])[0]), int((sys.argv[3:] or [10])[0])
+    at_first = busy()
     service = subprocess.Popen([program, "--port", "0"], stdout=subprocess.PIPE, text=True)
     address = service.stdout.readline().split()[-1]
     calm, crashing = [], []
@@ -81,7 +99,9 @@ def main():
     answers = {status: count - before["answers"].get(status, 0) for status, count in after["answers"].items()}
     print(f"the service says, answers: {answers}")
     service.send_signal(signal.SIGTERM)
-    sys.exit(service.wait())
+    code = service.wait()
+    report_others(at_first, busy())
+    sys.exit(code)
 
 
 main()

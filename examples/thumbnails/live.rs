@@ -23,6 +23,7 @@ pub(crate) fn snapshot(service: &Service) -> Value {
     let mut workers = service.pool.workers();
     workers.sort_by_key(WorkerInfo::started);
     json!({
+        "uploads": service.uploads(),
         "queued": stats.queued(),
         "running": stats.running(),
         "submitted": stats.submitted(),

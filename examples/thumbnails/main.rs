@@ -9,7 +9,8 @@
 //! cargo run --example thumbnails -- --self-test    # or: it sends itself all samples, and ends
 //! ```
 //!
-//! Options: `--port N`, `--workers N`, `--queue N`, `--timeout-ms N`, `--upload-ms N`, `--memory-mib N`.
+//! Options: `--port N`, `--workers N`, `--queue N`, `--timeout-ms N`, `--upload-ms N`, `--grace-ms N`,
+//! `--memory-mib N`.
 
 mod answer;
 mod live;
@@ -36,9 +37,6 @@ use tokio::time::timeout;
 
 use crate::options::Options;
 use crate::service::{Service, router};
-
-/// How long what was accepted may take after a signal; less than the patience of supervisors.
-const GRACE: Duration = Duration::from_secs(8);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -80,7 +78,7 @@ async fn main() -> anyhow::Result<()> {
         pool.shutdown().await;
     };
     tokio::select! {
-        ended = timeout(GRACE, finish) => if ended.is_err() { say("out of patience") },
+        ended = timeout(options.grace, finish) => if ended.is_err() { say("out of patience") },
         () = signals.next() => say("ending at once"),
     }
     // Resolves what is left, if anything is, and its requests are answered.

@@ -14,6 +14,8 @@ pub(crate) struct Options {
     pub(crate) timeout: Duration,
     /// For a client, to send its file.
     pub(crate) upload: Duration,
+    /// For all that was accepted, when the service is told to end; less than the patience of supervisors.
+    pub(crate) grace: Duration,
     /// In bytes, for each worker.
     pub(crate) memory: u64,
     pub(crate) is_self_test: bool,
@@ -27,6 +29,7 @@ impl Options {
             queue: 16,
             timeout: Duration::from_secs(3),
             upload: Duration::from_secs(10),
+            grace: Duration::from_secs(8),
             memory: 256 << 20,
             is_self_test: false,
         };
@@ -50,6 +53,7 @@ impl Options {
             "--queue" => self.queue = number as usize,
             "--timeout-ms" => self.timeout = Duration::from_millis(number.into()),
             "--upload-ms" => self.upload = Duration::from_millis(number.into()),
+            "--grace-ms" => self.grace = Duration::from_millis(number.into()),
             "--memory-mib" => self.memory = u64::from(number) << 20,
             _ => bail!("there is no option {name}"),
         }

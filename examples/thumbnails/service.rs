@@ -35,7 +35,8 @@ const LONGEST_SIDE: u32 = 1024;
 
 pub(crate) struct Service {
     pub(crate) pool: ProcessPool,
-    /// As many uploads are read and kept at a time; a task's upload included.
+    /// As many uploads are read and kept at a time, those of tasks included.
+    most_uploads: usize,
     uploads: Semaphore,
     /// How long a client may take to send one.
     patience: Duration,
@@ -47,8 +48,15 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn new(pool: ProcessPool, options: &Options, live: watch::Receiver<String>) -> Arc<Service> {
-        let uploads = Semaphore::new(options.workers + options.queue + UPLOADS_AHEAD);
-        Arc::new(Service { pool, uploads, patience: options.upload, live, answers: Mutex::default() })
+        let most_uploads = options.workers + options.queue + UPLOADS_AHEAD;
+        let uploads = Semaphore::new(most_uploads);
+        let (patience, answers) = (options.upload, Mutex::default());
+        Arc::new(Service { pool, most_uploads, uploads, patience, live, answers })
+    }
+
+    /// How many uploads are being read, wait or are in work.
+    pub(crate) fn uploads(&self) -> usize {
+        self.most_uploads - self.uploads.available_permits()
     }
 
     pub(crate) fn answers(&self) -> BTreeMap<u16, u64> {
