@@ -1,6 +1,7 @@
 //! Settings of a pool.
 
 mod limits;
+mod watch;
 
 use super::inquiry::INQUIRY_LIMIT;
 use super::scheduler::Config;
@@ -84,6 +85,8 @@ pub struct Builder {
     max_message_size: u64,
     start: Start,
     runtime: Option<Handle>,
+    name: String,
+    timeline: Option<PathBuf>,
 }
 
 /// A function to be called in another process, or why it cannot be.
@@ -109,6 +112,8 @@ impl Default for Builder {
             max_message_size: 256 << 20,
             start: Start::default(),
             runtime: None,
+            name: "default".into(),
+            timeline: None,
         }
     }
 }
@@ -320,9 +325,9 @@ impl Builder {
     ///
     /// # Errors
     /// A [`PoolError`] when a setting makes no sense, when there is no tokio runtime or it lacks
-    /// its drivers, when the kernel cannot enforce the sandbox or a path of it is missing, when this is a
-    /// worker four pools deep, or when it is a process that was
-    /// started as a worker but has not called [`init`](crate::init).
+    /// its drivers, when the kernel cannot enforce the sandbox or a path of it is missing, when the
+    /// [`timeline`](Builder::timeline) cannot be written, when this is a worker four pools deep, or when it
+    /// is a process that was started as a worker but has not called [`init`](crate::init).
     pub fn build(self) -> Result<ProcessPool, PoolError> {
         if crate::worker::was_told_to_enter() {
             return Err(PoolError::NotInitialized);
@@ -377,7 +382,8 @@ impl Builder {
                 DEATH_LIMIT + if self.timeout_reports { INQUIRY_LIMIT } else { Duration::ZERO },
             ),
         };
-        let shared = Arc::new(Shared::new(settings, config, runtime, launcher, Vec::new()));
+        let observers = watch::observers(&self.name, self.timeline.as_deref())?;
+        let shared = Arc::new(Shared::new(settings, config, runtime, launcher, observers));
         shared.runtime.spawn(clock::run(shared.clone()));
         shared.open();
         Ok(ProcessPool::of(shared))
@@ -392,6 +398,7 @@ impl Builder {
             (self.start_timeout == zero, "`start_timeout` must not be zero"),
             (self.task_timeout == Some(zero), "`task_timeout` must not be zero"),
             (self.max_tasks_per_worker == 0, "`max_tasks_per_worker` must be at least 1"),
+            (self.name.is_empty(), "`name` must not be empty"),
             (self.max_message_size == 0, "`max_message_size` must be at least 1 byte"),
             (self.max_message_size > MAX_MESSAGE, "`max_message_size` must be at most 4 GiB less 64 MiB"),
             (

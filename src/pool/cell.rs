@@ -122,7 +122,7 @@ impl Cell {
 
     /// What people see of the task.
     pub(super) fn description(&self) -> String {
-        match self.extra.as_ref().and_then(|extra| extra.name.as_deref()) {
+        match self.name() {
             Some(name) => format!("\"{name}\", {}", self.label),
             None => self.label.to_string(),
         }
@@ -140,9 +140,14 @@ impl Cell {
         self.extra.as_ref()?.timeout_report.get()
     }
 
-    /// Whether it is many items rather than one.
-    pub(super) fn is_chunk(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.items > 0)
+    /// How many items a chunk has; 0 for a single task.
+    pub(super) fn items(&self) -> usize {
+        self.extra.as_ref().map_or(0, |extra| extra.items)
+    }
+
+    /// The name that its caller gave it.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.extra.as_ref()?.name.as_deref()
     }
 
     /// The encoded arguments, until the task is resolved.

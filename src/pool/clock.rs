@@ -7,6 +7,9 @@ use std::time::Duration;
 /// How long to wait at the end until what workers have written has been passed on.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
 
+/// How long to wait at the end until those who watch the pool are done.
+const WATCH_LIMIT: Duration = Duration::from_secs(2);
+
 /// Runs until the pool has finished, then stops what is left beside the workers.
 pub(super) fn run(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
     // Not within the future: it may be dropped before it is ever polled.
@@ -27,6 +30,8 @@ async fn ring(shared: &Arc<Shared>) {
     shared.outputs.close();
     // Past the limit the program's standard error is stuck, and what is left is lost.
     let _ = tokio::time::timeout(OUTPUT_LIMIT, shared.outputs.wait()).await;
+    // Past the limit what they write to is stuck.
+    let _ = tokio::time::timeout(WATCH_LIMIT, shared.end_watch()).await;
     shared.terminated.cancel();
 }
 

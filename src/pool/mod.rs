@@ -9,7 +9,8 @@ mod hostile;
 mod inquiry;
 mod life;
 mod map;
-#[allow(dead_code)] // Nobody watches yet.
+#[cfg(feature = "metrics")]
+mod metrics;
 mod observe;
 mod outlet;
 mod scheduler;
@@ -19,6 +20,7 @@ mod shared;
 mod state;
 mod stats;
 mod submit;
+mod timeline;
 mod times;
 
 pub use builder::{Builder, StartMethod};

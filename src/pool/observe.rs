@@ -5,8 +5,9 @@
 //! resolved.
 
 use super::cell::{Cell, Outcome};
-use super::scheduler::Nanos;
-use crate::task::{Fault, PoolError, TaskError, WorkerExit};
+use super::scheduler::{Departure, Loads, Nanos};
+use crate::task::{ExitCause, Fault, PoolError, TaskError, WorkerExit};
+use futures::future::{BoxFuture, FutureExt};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,6 +16,26 @@ use std::time::Instant;
 /// Called on whatever thread something happens, so it must not block.
 pub(super) trait Observe: Send + Sync {
     fn see(&self, event: &Event);
+
+    /// How many tasks and workers there are has changed.
+    ///
+    /// Different threads may call this at the same time, and not in order.
+    fn measure(&self, _levels: &Levels) {}
+
+    /// Nothing will happen any more, but that tasks are refused. May be called more than once; the
+    /// future, which need not be polled, is ready when nothing is left to be done.
+    fn end(&self) -> BoxFuture<'static, ()> {
+        std::future::ready(()).boxed()
+    }
+}
+
+/// How many tasks and workers there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Levels {
+    /// Those with a higher number are later.
+    pub(super) number: u64,
+    pub(super) at: Nanos,
+    pub(super) loads: Loads,
 }
 
 /// Something that has happened.
@@ -23,8 +44,17 @@ pub(super) enum Event {
     Refused { task: Arc<Cell>, ending: Ending },
     /// An attempt at a task is over, or the task was resolved before there was one.
     Attempt(Attempt),
-    /// A worker is ready for tasks; when its start began.
-    WorkerReady { pid: u32, started: Instant, at: Nanos },
+    /// A worker is ready for tasks.
+    WorkerReady {
+        pid: u32,
+        /// When it was a process.
+        started: Instant,
+        /// When its start began.
+        wanted: Nanos,
+        /// It takes the place of one that has died.
+        is_restart: bool,
+        at: Nanos,
+    },
     /// A worker could not be started.
     StartFailed { cause: PoolError, at: Nanos },
     /// A worker that was ready has ended.
@@ -32,6 +62,7 @@ pub(super) enum Event {
         exit: WorkerExit,
         /// It did so unasked, or had to be killed.
         has_died: bool,
+        cause: Cause,
         at: Nanos,
     },
 }
@@ -53,8 +84,46 @@ pub(super) struct Attempt {
     pub(super) bytes_out: usize,
 }
 
+/// Why a worker that was ready has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// What the pool did with it.
+    Pool(Departure),
+    /// How its process ended, unasked.
+    Exit(ExitCause),
+}
+
+impl Cause {
+    pub(super) fn of(departure: Departure, exit: &WorkerExit) -> Cause {
+        match departure {
+            Departure::Died => Cause::Exit(exit.cause()),
+            asked => Cause::Pool(asked),
+        }
+    }
+
+    /// As labels and traces tell it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Cause::Pool(Departure::Retired) => "retired",
+            Cause::Pool(Departure::Recycled) => "recycled",
+            Cause::Pool(Departure::ShutDown) => "shut_down",
+            Cause::Pool(Departure::TimedOut) => "timed_out",
+            Cause::Pool(Departure::Cancelled) => "cancelled",
+            Cause::Exit(ExitCause::Exited) => "exited",
+            Cause::Exit(ExitCause::Signalled) => "signalled",
+            Cause::Exit(ExitCause::OutOfMemory) => "out_of_memory",
+            Cause::Exit(ExitCause::CpuTime) => "cpu_time",
+            Cause::Exit(ExitCause::StackOverflow) => "stack_overflow",
+            Cause::Exit(ExitCause::ProtocolViolation) => "protocol_violation",
+            Cause::Exit(ExitCause::Unresponsive) => "unresponsive",
+            Cause::Pool(Departure::Died) | Cause::Exit(ExitCause::Unknown) => "unknown",
+        }
+    }
+}
+
 /// How an attempt has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "metrics"), allow(dead_code))]
 pub(super) enum Ending {
     Succeeded,
     Panicked,

@@ -7,7 +7,7 @@
 
 use super::cell::{Cell, Extra, Outcome};
 use super::life;
-use super::observe::{Ending, Event, Observe};
+use super::observe::{Cause, Ending, Event, Observe};
 use super::scheduler::{Config, Counts, Ledger, Nanos, Terms, Violation, WorkerKey};
 use super::state::{Chores, Link, ReadyLink, State, Warmth};
 use super::stats::{PoolStats, WorkerInfo};
@@ -47,6 +47,8 @@ pub(super) struct Shared {
     pub(super) runtime: Handle,
     pub(super) launcher: Box<dyn Launch>,
     observers: Vec<Box<dyn Observe>>,
+    /// The events that watchers have yet to be shown.
+    to_show: TaskTracker,
     state: Mutex<State>,
     next_id: AtomicU64,
     /// Room for tasks, if the queue is bounded.
@@ -79,6 +81,7 @@ impl Shared {
             launcher,
             state: Mutex::new(State::new(scheduler, !observers.is_empty())),
             observers,
+            to_show: TaskTracker::new(),
             next_id: AtomicU64::new(1),
             room,
             clock: Notify::new(),
@@ -98,7 +101,10 @@ impl Shared {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (shim, body, extra, refusal) = match self.prepare(&task, body, &mut order) {
             Ok((shim, body, extra)) => (shim, body, extra, None),
-            Err(error) => (0, Bytes::new(), None, Some(error)),
+            Err(error) => {
+                let named = |name| Box::new(Extra::new(Some(name), None, None, 0));
+                (0, Bytes::new(), order.name.take().map(named), Some(error))
+            }
         };
         let terms = Terms {
             priority: order.priority,
@@ -256,6 +262,8 @@ impl Shared {
             chores.start.clear();
         });
         self.launcher.abandon();
+        // There is nobody to wait for them.
+        self.observers.iter().for_each(|observer| drop(observer.end()));
         self.finished.cancel();
         self.terminated.cancel();
     }
@@ -265,13 +273,13 @@ impl Shared {
 impl Shared {
     pub(super) fn worker_ready(self: &Arc<Self>, worker: WorkerKey, link: ReadyLink) {
         self.with(|state, chores, now| {
-            let has_page = link.page.is_some();
-            if state.is_observed {
-                let (pid, started) = (link.pid, link.started);
-                chores.events.push(Event::WorkerReady { pid, started, at: now });
-            }
+            let (pid, started, has_page) = (link.pid, link.started, link.page.is_some());
             state.links.set(worker, Some(Link::Ready(link)));
-            state.scheduler.worker_ready(worker, has_page, now, &state.links);
+            let wanted = state.scheduler.start_of(worker).unwrap_or(now);
+            let is_restart = state.scheduler.worker_ready(worker, has_page, now, &state.links);
+            if state.is_observed {
+                chores.events.push(Event::WorkerReady { pid, started, wanted, is_restart, at: now });
+            }
         });
     }
 
@@ -313,14 +321,13 @@ impl Shared {
         self.with(|state, chores, now| {
             chores.stuck = stuck;
             chores.died = Some(exit.clone());
-            let deaths = state.scheduler.deaths();
-            state.scheduler.worker_gone(worker, exit, now, &state.links);
-            if state.is_observed {
-                let has_died = state.scheduler.deaths() > deaths;
-                chores.events.push(Event::WorkerGone { exit: exit.clone(), has_died, at: now });
-            }
+            let departure = state.scheduler.worker_gone(worker, exit, now, &state.links);
             // While the page is there that says when its tasks began.
             state.carry_out(now, chores);
+            if state.is_observed {
+                let (has_died, cause) = (departure.is_death(), Cause::of(departure, exit));
+                chores.events.push(Event::WorkerGone { exit: exit.clone(), has_died, cause, at: now });
+            }
             state.links.set(worker, None);
         });
     }
@@ -345,6 +352,10 @@ impl Shared {
             let mut state = self.lock();
             let result = event(&mut state, &mut chores, now);
             state.carry_out(now, &mut chores);
+            if state.is_observed {
+                chores.levels = state.changed_levels(now);
+                chores.shown = Some(self.to_show.token());
+            }
             result
         };
         self.run(chores);
@@ -358,8 +369,19 @@ impl Shared {
         }
     }
 
-    fn run(self: &Arc<Self>, chores: Chores) {
+    /// Tells watchers that the pool has ended, and waits until they are done.
+    pub(super) async fn end_watch(&self) {
+        self.to_show.close();
+        self.to_show.wait().await;
+        futures::future::join_all(self.observers.iter().map(|observer| observer.end())).await;
+    }
+
+    fn run(self: &Arc<Self>, mut chores: Chores) {
         self.show(&chores.events);
+        if let Some(levels) = &chores.levels {
+            self.observers.iter().for_each(|observer| observer.measure(levels));
+        }
+        drop(chores.shown.take());
         for copy in chores.copy {
             copy.page.write_request(copy.at, &copy.body);
             copy.outlet.release();

@@ -2,7 +2,7 @@
 
 use super::cell::{Cell, Outcome};
 use super::inquiry::Inquiry;
-use super::observe::{Attempt, Ending, Event};
+use super::observe::{Attempt, Ending, Event, Levels};
 use super::outlet::Outlet;
 use super::scheduler::{
     Action, Answer, Config, Kill, Ledger, Nanos, Scheduler, TaskKey, Terms, Verdict, Violation, WorkerKey,
@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// So many tasks are written to a worker's pipe each on its own. With more, the worker has enough
 /// to go on with until its next answers are read, and frames are gathered.
@@ -31,6 +32,8 @@ pub(super) struct State {
     pub(super) times: Times,
     /// Whether events are noted.
     pub(super) is_observed: bool,
+    /// What watchers were told last, or are about to be.
+    levels: Levels,
     /// When the clock will ring.
     pub(super) alarm_set: Nanos,
 }
@@ -160,6 +163,9 @@ struct AttemptEnd<'a> {
 #[derive(Default)]
 pub(super) struct Chores {
     pub(super) events: Vec<Event>,
+    pub(super) levels: Option<Levels>,
+    /// While watchers have not been shown these.
+    pub(super) shown: Option<TaskTrackerToken>,
     pub(super) resolved: SmallVec<[(Arc<Cell>, Outcome); 4]>,
     pub(super) copy: SmallVec<[Copy; 1]>,
     pub(super) flush: SmallVec<[Arc<Outlet>; 4]>,
@@ -183,6 +189,7 @@ impl State {
             warming: Vec::new(),
             times: Times::new(),
             is_observed,
+            levels: Levels::default(),
             alarm_set: Nanos::MAX,
         }
     }
@@ -255,15 +262,19 @@ impl State {
         ran: Option<Nanos>,
         now: Nanos,
     ) -> (Option<Nanos>, Nanos) {
+        let earliest = cell.submitted().min(now);
         let began = at.and_then(|(worker, seq)| self.links.began_at(worker, seq));
-        // The items of a chunk begin each at its own time.
-        let began = match ran {
-            Some(ran) if cell.is_chunk() => Some(now.saturating_sub(ran)),
-            _ => began,
+        let (Some(began), Some(ran)) = (began.map(|began| began.clamp(earliest, now)), ran) else {
+            return (began.map(|began| began.clamp(earliest, now)), now);
         };
-        let began = began.map(|began| began.clamp(cell.submitted().min(now), now));
-        let ended = began.zip(ran).map_or(now, |(began, ran)| began.saturating_add(ran).min(now));
-        (began, ended)
+        match cell.items() {
+            0 => (Some(began), began.saturating_add(ran).min(now)),
+            // Its last item began then, and has taken, for all that is known, as long as the others.
+            items => {
+                let ended = began.saturating_add(ran / items as u64).min(now);
+                (Some(ended.saturating_sub(ran).max(earliest)), ended)
+            }
+        }
     }
 
     /// Notes that an attempt at a task is over.
@@ -286,6 +297,16 @@ impl State {
                 bytes_out: end.outcome.bytes(),
             }));
         }
+    }
+
+    /// How many tasks and workers there are, if that has changed.
+    pub(super) fn changed_levels(&mut self, now: Nanos) -> Option<Levels> {
+        let loads = self.scheduler.loads();
+        if loads == self.levels.loads {
+            return None;
+        }
+        self.levels = Levels { number: self.levels.number + 1, at: now, loads };
+        Some(self.levels)
     }
 
     fn take_in_part(&mut self, worker: WorkerKey, seq: u64, body: &[u8]) -> Result<(), Violation> {

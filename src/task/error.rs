@@ -4,6 +4,7 @@ use super::exit::WorkerExit;
 use super::fault::{CodecReport, FailureReport, Fault, PanicReport, PlaceReport};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -345,6 +346,13 @@ pub enum PoolError {
         /// What went wrong.
         reason: String,
     },
+    /// The file of [`Builder::timeline`](crate::Builder::timeline) cannot be written.
+    Timeline {
+        /// Where it was to be.
+        path: PathBuf,
+        /// What failed.
+        reason: String,
+    },
     /// The pool was shut down meanwhile.
     ShutDown,
 }
@@ -377,6 +385,12 @@ impl fmt::Display for PoolError {
             }
             PoolError::Initializer(error) => write!(f, "the initializer failed: {error}"),
             PoolError::Preload { reason } => write!(f, "the preload function failed: {reason}"),
+            PoolError::Timeline { path, reason } => write!(
+                f,
+                "the timeline cannot be written to {}: {reason}; give `Builder::timeline` a file that may be \
+                 written, and that no other pool writes to",
+                path.display()
+            ),
             PoolError::ShutDown => f.write_str("the pool was shut down"),
         }
     }

@@ -48,9 +48,21 @@ pub(crate) struct Label {
     location: &'static Location<'static>,
 }
 
+impl Label {
+    /// The name of the function's type.
+    pub(crate) fn function(&self) -> &'static str {
+        (self.name)()
+    }
+
+    /// Where it was submitted.
+    pub(crate) fn location(&self) -> &'static Location<'static> {
+        self.location
+    }
+}
+
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` (submitted at {})", (self.name)(), self.location)
+        write!(f, "`{}` (submitted at {})", self.function(), self.location)
     }
 }
 

@@ -28,8 +28,8 @@ use queue::{Entry, Queue};
 use slab::Slab;
 use slot::{Fate, Loss, Phase, Sent, Slot};
 pub(super) use terms::{
-    Action, Answer, Config, Counts, Kill, Ledger, Nanos, TaskKey, Terms, Verdict, Violation, WorkerKey,
-    WorkerPhase, WorkerView,
+    Action, Answer, Config, Counts, Departure, Kill, Ledger, Loads, Nanos, TaskKey, Terms, Verdict,
+    Violation, WorkerKey, WorkerPhase, WorkerView,
 };
 
 /// How long a worker that was told to end may take.
@@ -105,6 +105,10 @@ pub(super) struct Scheduler<T> {
     in_flight: usize,
     /// Workers that were sent a task and have not answered, and are not about to die.
     busy: usize,
+    /// Tasks that were sent, and run although nobody waits for them any more.
+    abandoned: usize,
+    /// Workers that have died, or are to, and whose places no other has taken.
+    missing: usize,
     health: Health,
     /// How many workers were ever started.
     starts: u64,
@@ -132,6 +136,8 @@ impl<T> Scheduler<T> {
             idle: Vec::new(),
             in_flight: 0,
             busy: 0,
+            abandoned: 0,
+            missing: 0,
             health: Health::default(),
             starts: 0,
             is_warming: false,
@@ -193,11 +199,6 @@ impl<T> Scheduler<T> {
         Ok(TaskKey { place, id })
     }
 
-    /// How many workers have died.
-    pub(super) fn deaths(&self) -> u64 {
-        self.counts.workers_died
-    }
-
     /// The task, if it is not resolved yet.
     pub(super) fn job(&self, task: TaskKey) -> Option<&T> {
         self.task(task).map(|task| &task.job)
@@ -254,22 +255,25 @@ impl<T> Scheduler<T> {
         self.settle(now, ledger);
     }
 
-    /// A worker is ready for tasks.
+    /// A worker is ready for tasks. Tells whether it takes the place of one that has died.
     pub(super) fn worker_ready(
         &mut self,
         worker: WorkerKey,
         has_page: bool,
         now: Nanos,
         ledger: &dyn Ledger,
-    ) {
+    ) -> bool {
         if self.slots[worker].phase != Phase::Starting {
-            return;
+            return false;
         }
         self.set_phase(worker, Phase::Ready);
         self.slots[worker].has_page = has_page;
         self.counts.workers_started += 1;
+        let is_restart = self.missing > 0;
+        self.missing -= usize::from(is_restart);
         self.rest_or_retire(worker, now);
         self.settle(now, ledger);
+        is_restart
     }
 
     /// A worker could not be started.
@@ -314,6 +318,7 @@ impl<T> Scheduler<T> {
         let sent = slot.pop(now).ok_or(Violation)?;
         self.in_flight -= 1;
         self.busy -= usize::from(was_busy && !slot.is_busy());
+        self.abandoned -= usize::from(sent.fate == Fate::Abandoned);
         if answer.skipped {
             slot.tasks_left = slot.tasks_left.saturating_add(1);
             return Ok(None);
@@ -351,14 +356,14 @@ impl<T> Scheduler<T> {
     /// A worker that was ready has ended.
     ///
     /// Its tasks that had begun are resolved as [`Verdict::Died`] unless they are to be retried;
-    /// the others go back into the queue.
+    /// the others go back into the queue. Tells on what account it is gone.
     pub(super) fn worker_gone(
         &mut self,
         worker: WorkerKey,
         exit: impl std::fmt::Display,
         now: Nanos,
         ledger: &dyn Ledger,
-    ) {
+    ) -> Departure {
         self.take_back_all(worker, Loss::Death, ledger);
         let phase = self.slots[worker].phase;
         let slot = self.remove(worker);
@@ -367,25 +372,28 @@ impl<T> Scheduler<T> {
         for sent in &slot.sent {
             match sent.fate {
                 Fate::TakenBack => {}
-                Fate::Abandoned => had_begun = true,
+                Fate::Abandoned => {
+                    had_begun = true;
+                    self.abandoned -= 1;
+                }
                 Fate::Open | Fate::TimedOut => {
                     had_begun = true;
                     self.retry_or_resolve(sent.task, sent.fate);
                 }
             }
         }
-        match phase {
-            Phase::Closing => {}
-            Phase::Dying if self.stage == Stage::Stopping => {}
-            _ if had_begun || phase == Phase::Dying => self.counts.workers_died += 1,
-            _ => {
-                // Nobody is to blame but the worker itself: do not start them over and over.
-                self.counts.workers_died += 1;
-                let reason = format!("with nothing to do, {exit}");
-                self.health.failed(PoolError::NotReady { reason }, slot.started, now);
-            }
+        let departure = match phase {
+            Phase::Closing | Phase::Dying => slot.departure,
+            Phase::Starting | Phase::Ready | Phase::Retiring => Departure::Died,
+        };
+        self.counts.workers_died += u64::from(departure.is_death());
+        if !had_begun && !matches!(phase, Phase::Closing | Phase::Dying) {
+            // Nobody is to blame but the worker itself: do not start them over and over.
+            let reason = format!("with nothing to do, {exit}");
+            self.health.failed(PoolError::NotReady { reason }, slot.started, now);
         }
         self.settle(now, ledger);
+        departure
     }
 
     /// Starts as many workers as there may be.
@@ -472,6 +480,25 @@ impl<T> Scheduler<T> {
             workers: self.slots.len(),
             ..self.counts
         }
+    }
+
+    /// How many tasks and workers there are, at no cost in proportion to the workers.
+    pub(super) fn loads(&self) -> Loads {
+        let running = self.busy.saturating_sub(self.abandoned).min(self.tasks.len());
+        let Phases { starting, ready, .. } = self.phases;
+        Loads {
+            queued: self.tasks.len() - running,
+            running,
+            starting,
+            idle: self.idle.len(),
+            busy: ready.saturating_sub(self.idle.len()),
+            retiring: self.slots.len().saturating_sub(starting + ready),
+        }
+    }
+
+    /// When the start of a worker began.
+    pub(super) fn start_of(&self, worker: WorkerKey) -> Option<Nanos> {
+        self.slots.get(worker).map(|slot| slot.started)
     }
 
     /// Looks at a worker.

@@ -1,6 +1,6 @@
 //! What the scheduler knows of one worker.
 
-use super::Nanos;
+use super::{Departure, Nanos};
 use crate::wire::SLOTS;
 use std::collections::VecDeque;
 
@@ -118,6 +118,8 @@ pub(super) struct Slot {
     pub(super) is_listed: bool,
     /// It has been killed, or its start called off.
     pub(super) is_killed: bool,
+    /// Why it was told to end or killed, if it was.
+    pub(super) departure: Departure,
 }
 
 impl Slot {
@@ -148,6 +150,7 @@ impl Slot {
             alarm: Nanos::MAX,
             is_listed: false,
             is_killed: false,
+            departure: Departure::Died,
         }
     }
 

@@ -154,6 +154,43 @@ pub(in crate::pool) struct Counts {
     pub(in crate::pool) workers: usize,
 }
 
+/// How many tasks and workers there are, as far as that is known without asking any worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::pool) struct Loads {
+    /// Accepted tasks that no worker has in hand.
+    pub(in crate::pool) queued: usize,
+    /// Accepted tasks that a worker has in hand.
+    pub(in crate::pool) running: usize,
+    pub(in crate::pool) starting: usize,
+    pub(in crate::pool) idle: usize,
+    pub(in crate::pool) busy: usize,
+    pub(in crate::pool) retiring: usize,
+}
+
+/// On what account a worker that was ready is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pool) enum Departure {
+    /// It had been idle for long.
+    Retired,
+    /// It had done its share of tasks, or had used up its share of memory or time.
+    Recycled,
+    /// It ended with the pool.
+    ShutDown,
+    /// It was killed for its task's time.
+    TimedOut,
+    /// It was killed since its task was cancelled, and went on.
+    Cancelled,
+    /// It ended unasked, or was killed for what it did.
+    Died,
+}
+
+impl Departure {
+    /// Whether it counts as a death, rather than as the end of a life.
+    pub(in crate::pool) fn is_death(self) -> bool {
+        matches!(self, Departure::TimedOut | Departure::Cancelled | Departure::Died)
+    }
+}
+
 /// What a worker does, as its pool sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pool) enum WorkerPhase {

@@ -2,7 +2,9 @@
 
 use super::queue::Entry;
 use super::slot::{Fate, Loss, Phase, STALL, Slot, UNRESPONSIVE};
-use super::{Action, CLOSE_LIMIT, Kill, Ledger, Nanos, Place, Scheduler, Stage, TaskKey, Verdict, WorkerKey};
+use super::{
+    Action, CLOSE_LIMIT, Departure, Kill, Ledger, Nanos, Place, Scheduler, Stage, TaskKey, Verdict, WorkerKey,
+};
 use crate::task::PoolError;
 
 /// How often a task is taken back from workers that do not begin it, and as often from those that
@@ -125,7 +127,9 @@ impl<T> Scheduler<T> {
 
     pub(super) fn set_fate(&mut self, worker: WorkerKey, seq: u64, fate: Fate) {
         if let Some(sent) = self.slots[worker].get_mut(seq) {
-            sent.fate = fate;
+            let old = std::mem::replace(&mut sent.fate, fate);
+            self.abandoned += usize::from(fate == Fate::Abandoned);
+            self.abandoned -= usize::from(old == Fate::Abandoned);
         }
     }
 }
@@ -137,6 +141,7 @@ impl<T> Scheduler<T> {
         let was_busy = slot.is_busy();
         let old = std::mem::replace(&mut slot.phase, phase);
         self.busy -= usize::from(was_busy && !slot.is_busy());
+        self.missing += usize::from(old == Phase::Ready && phase == Phase::Dying);
         let was_listed = std::mem::take(&mut slot.is_listed);
         for (phase, step) in [(old, -1), (phase, 1)] {
             let count = match phase {
@@ -183,18 +188,28 @@ impl<T> Scheduler<T> {
             slot.head_since = now;
             self.idle.push(worker);
         } else if slot.phase == Phase::Retiring && slot.sent.is_empty() {
-            self.close(worker, now);
+            self.close(worker, Departure::Recycled, now);
         }
         self.rearm(worker);
     }
 
-    fn close(&mut self, worker: WorkerKey, now: Nanos) {
+    fn close(&mut self, worker: WorkerKey, departure: Departure, now: Nanos) {
         self.set_phase(worker, Phase::Closing);
+        self.slots[worker].departure = departure;
         self.actions.push(Action::Close(worker));
         self.kill_at(worker, now.saturating_add(CLOSE_LIMIT), u64::MAX);
     }
 
     pub(super) fn kill(&mut self, worker: WorkerKey, why: Kill) {
+        self.slots[worker].departure = match (why, self.slots[worker].phase) {
+            _ if self.stage == Stage::Stopping => Departure::ShutDown,
+            // It dies by itself, or has been killed already.
+            (_, Phase::Dying) => self.slots[worker].departure,
+            (Kill::TimedOut, _) => Departure::TimedOut,
+            // It was told to end, and did not.
+            (Kill::Unresponsive, _) | (Kill::Unwanted, Phase::Closing) => Departure::Died,
+            (Kill::Unwanted, _) => Departure::Cancelled,
+        };
         // One that is starting stays so until its start has failed.
         if !matches!(self.slots[worker].phase, Phase::Starting | Phase::Dying) {
             self.set_phase(worker, Phase::Dying);
@@ -319,7 +334,9 @@ impl<T> Scheduler<T> {
         for (worker, phase) in workers {
             match phase {
                 Phase::Starting => self.kill(worker, Kill::Unwanted),
-                Phase::Ready if self.slots[worker].sent.is_empty() => self.close(worker, now),
+                Phase::Ready if self.slots[worker].sent.is_empty() => {
+                    self.close(worker, Departure::ShutDown, now)
+                }
                 _ => {}
             }
         }
@@ -369,7 +386,7 @@ impl<T> Scheduler<T> {
             self.give_up(worker, now);
         } else if slot.is_idle() {
             if self.phases.ready > self.config.min_workers {
-                self.close(worker, now);
+                self.close(worker, Departure::Retired, now);
             } else {
                 self.slots[worker].head_since = now;
             }

@@ -1,6 +1,7 @@
 //! A simulated world for the scheduler: workers, what their pages say, and what may befall them.
 
 use super::super::*;
+use crate::pool::scheduler::slot::Fate;
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -233,8 +234,13 @@ impl World {
     }
 
     pub(super) fn bury(&mut self, worker: WorkerKey) {
-        self.workers.remove(&worker);
-        self.scheduler.worker_gone(worker, "it died", self.now, &self.pages);
+        let life = self.workers.remove(&worker).map(|worker| worker.life);
+        let departure = self.scheduler.worker_gone(worker, "it died", self.now, &self.pages);
+        match life {
+            Some(Life::Ready) => assert_eq!(departure, Departure::Died),
+            Some(Life::Closing) => assert!(!departure.is_death(), "{departure:?}"),
+            _ => {}
+        }
         self.pages.0.borrow_mut().retain(|(key, _), _| *key != worker);
     }
 
@@ -296,6 +302,17 @@ impl World {
         assert!(counts.idle == 0 || waiting == 0 || all_busy, "a worker is idle beside a waiting task");
         let live = self.workers.values().filter(|worker| matches!(worker.life, Life::Starting | Life::Ready));
         assert!(live.count() <= self.max_workers + 1, "too many workers");
+        self.check_loads(counts.starting, counts.idle);
+    }
+
+    /// What those who watch the pool are told agrees with what there is.
+    fn check_loads(&self, starting: usize, idle: usize) {
+        let loads = self.scheduler.loads();
+        assert_eq!(loads.queued + loads.running, self.open.len());
+        assert_eq!((loads.starting, loads.idle), (starting, idle));
+        assert_eq!(loads.starting + loads.idle + loads.busy + loads.retiring, self.workers.len());
+        let sent = self.scheduler.slots.iter().flat_map(|(_, slot)| &slot.sent);
+        assert_eq!(self.scheduler.abandoned, sent.filter(|sent| sent.fate == Fate::Abandoned).count());
     }
 
     /// Lets everything run its course: every worker works, nobody crashes any more.
