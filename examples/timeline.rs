@@ -21,7 +21,7 @@ fn render(page: u64) -> u64 {
     page
 }
 
-fn crash_at_first() {
+fn crash_once() {
     sleep(millis(25));
     if procession::worker::current().is_some_and(|task| task.attempt() == 1) {
         std::process::abort();
@@ -31,6 +31,11 @@ fn crash_at_first() {
 fn refuse() -> anyhow::Result<()> {
     sleep(millis(15));
     anyhow::bail!("this page has no text")
+}
+
+fn count_from_one(page: u64) {
+    sleep(millis(20));
+    assert!(page > 0, "there is no page 0");
 }
 
 #[tokio::main]
@@ -44,11 +49,11 @@ async fn main() -> anyhow::Result<()> {
         pages.extend((from..to).map(|n| pool.task(render, n).name(format!("page {n}")).submit()));
     };
     render_pages(0, 6);
-    let crashed = pool.task(crash_at_first, ()).name("crashes at first").retries(1).submit();
+    let crashed = pool.task(crash_once, ()).name("crashes once").retries(1).submit();
     let hung = pool.task(sleep, millis(60_000)).name("hangs").timeout(millis(70)).submit();
     render_pages(6, 12);
     let refused = pool.task(refuse, ()).name("fails").submit();
-    let panicked = pool.task(|page: u64| assert!(page > 0), 0).name("panics").submit();
+    let panicked = pool.task(count_from_one, 0).name("panics").submit();
     render_pages(12, 18);
 
     let rendered = futures::future::try_join_all(pages).await?;

@@ -123,7 +123,7 @@ impl Cause {
 
 /// How an attempt has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(not(feature = "metrics"), allow(dead_code))]
+
 pub(super) enum Ending {
     Succeeded,
     Panicked,
