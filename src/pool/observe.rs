@@ -123,7 +123,6 @@ impl Cause {
 
 /// How an attempt has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-
 pub(super) enum Ending {
     Succeeded,
     Panicked,

@@ -17,6 +17,7 @@ use futures::future::{BoxFuture, FutureExt};
 use mailbox::Mailbox;
 use notes::{Note, Run};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::process::nice;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -28,6 +29,9 @@ use trace::Trace;
 
 /// So much is written at once.
 const PIECE: usize = 64 * 1024;
+
+/// What is added to the nice value of the thread that writes.
+const NICENESS: i32 = 10;
 
 /// The end of the timeline that watches the pool.
 pub(super) struct Timeline {
@@ -48,6 +52,8 @@ impl Timeline {
         let (mailbox, done) = (Arc::new(Mailbox::default()), CancellationToken::new());
         let (inbox, is_done) = (mailbox.clone(), done.clone());
         let work = move || {
+            // Of this thread alone. Where processors are scarce they are for the pool and its workers.
+            let _ = nice(NICENESS);
             // The file ends with what could be written, and there is nobody here to be told.
             let _ = write_down(&inbox, trace, &mut sheet);
             inbox.close();

@@ -9,7 +9,7 @@ use crate::pool::scheduler::Nanos;
 use crate::pool::shared::nanos;
 use crate::task::WorkerExit;
 use std::collections::HashMap;
-use std::fmt::{self, Arguments, Write as _};
+use std::fmt::{self, Arguments};
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
@@ -71,14 +71,14 @@ impl Trace {
 
     fn add_run(&mut self, run: &Run) {
         let name = run.name.as_deref().unwrap_or(run.label.function());
-        let location = run.label.location().to_string();
+        let location = run.label.location();
         let (began, place) = match (run.pid, run.began) {
             (Some(pid), Some(began)) => (began, Some(pid)),
             _ => (run.ended, None),
         };
         let args = format_args!(
             concat!(
-                r#""id":{},"attempt":{},"outcome":"{}","retried":{},"function":{},"submitted_at":{},"#,
+                r#""id":{},"attempt":{},"outcome":"{}","retried":{},"function":{},"submitted_at":"{}:{}:{}","#,
                 r#""waited_us":{},"items":{},"bytes_in":{},"bytes_out":{}"#
             ),
             run.id,
@@ -86,7 +86,9 @@ impl Trace {
             run.ending.name(),
             run.is_retried,
             Quoted(run.label.function()),
-            Quoted(&location),
+            Escaped(location.file()),
+            location.line(),
+            location.column(),
             Micros(began.saturating_sub(run.submitted)),
             run.items.max(1),
             run.bytes_in,
@@ -200,7 +202,15 @@ struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_char('"')?;
+        write!(f, "\"{}\"", Escaped(self.0))
+    }
+}
+
+/// What is within the quotes.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rest = self.0;
         while let Some(at) = rest.find(|c: char| c < ' ' || c == '"' || c == '\\') {
             f.write_str(&rest[..at])?;
@@ -210,8 +220,7 @@ impl fmt::Display for Quoted<'_> {
             }
             rest = &rest[at + 1..];
         }
-        f.write_str(rest)?;
-        f.write_char('"')
+        f.write_str(rest)
     }
 }
 
