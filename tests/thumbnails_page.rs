@@ -108,6 +108,7 @@ fn picture() {
         browser.until("+document.querySelector('#succeeded').innerText.replace(',', '') > 3000").await;
         press(&browser, "aborts.ppmx").await;
         browser.until("document.querySelector('#result').dataset.status == '500'").await;
+        browser.until("document.querySelector('#running').innerText == '2'").await;
         save(&browser.picture().await, "docs/thumbnails.png").await;
         browser.click("#load").await;
         browser.close().await;
