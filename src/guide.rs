@@ -27,14 +27,24 @@ pub mod services {
     #![doc = "[`Builder::queue_capacity`]: crate::Builder::queue_capacity"]
     #![doc = "[`PoolStats`]: crate::PoolStats"]
     #![doc = "[`WorkerInfo`]: crate::WorkerInfo"]
+    // These pages have pictures, and are in the repository alone.
+    #![doc = "[Service]: https://docs.rs/crate/procession/latest/source/docs/service.md"]
+    #![doc = "[Watching]: https://docs.rs/crate/procession/latest/source/docs/observability.md"]
     #![cfg_attr(feature = "tower", doc = "[`ProcessPool::service`]: crate::ProcessPool::service")]
     #![cfg_attr(not(feature = "tower"), doc = "[`ProcessPool::service`]: crate::ProcessPool")]
     #![doc = ""]
     #![doc = include_str!("../docs/guide/services.md")]
 }
 
+// With pictures, which rustdoc has no place for; so its snippets are only tested.
+#[cfg(doctest)]
+pub mod observability {
+    #![doc = include_str!("../docs/observability.md")]
+}
+
 pub mod troubleshooting {
     #![doc = "[Services]: super::services"]
+    #![doc = "[the timeline]: crate::Builder::timeline"]
     #![doc = ""]
     #![doc = include_str!("../docs/guide/troubleshooting.md")]
 }
