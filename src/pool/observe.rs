@@ -1,8 +1,8 @@
 //! What there is to be seen of tasks and workers as they come and go, for whoever watches a pool.
 //!
 //! Events are noted under the lock of the pool's state, only if somebody watches, and passed on
-//! outside of it, in the order in which they happened, before the tasks that they are about are
-//! resolved.
+//! outside of it, before the tasks that they are about are resolved. What one thread notes is passed on
+//! in the order in which it happened; what two note at the same time, in either.
 
 use super::cell::{Cell, Outcome};
 use super::scheduler::{Departure, Loads, Nanos};
