@@ -109,14 +109,15 @@ fn varint(mut n: u64, out: &mut Vec<u8>) {
     out.push(n as u8);
 }
 
-/// A reply to the task with this number: for a value, neither over its memory nor elsewhere.
+/// A reply to the task with this number: for a value, neither over its memory nor elsewhere, and done in
+/// no time.
 fn reply(kind: u8, seq: u64, body: &[u8]) -> Vec<u8> {
     let mut reply = vec![kind];
     if kind != BELL {
         varint(seq, &mut reply);
     }
     if kind == VALUE {
-        reply.extend([0, 0]);
+        reply.extend([0, 0, 0]);
     }
     reply.extend(body);
     reply
