@@ -149,12 +149,13 @@ pub mod worker;
 #[cfg(feature = "tower")]
 pub use pool::PoolService;
 pub use pool::{
-    Builder, Canceller, Distribution, Map, Permit, PoolStats, ProcessPool, StartMethod, TaskBuilder,
-    TaskHandle, TaskStatus, WorkerInfo, WorkerState,
+    Builder, Canceller, Distribution, Map, Permit, PoolStats, ProcessPool, ProgressWatch, StartMethod,
+    TaskBuilder, TaskHandle, TaskStatus, TaskStream, WorkerInfo, WorkerState,
 };
 pub use process::{Sandbox, WorkerStdio};
 pub use task::{
     Arguments, CodecError, CodecStage, ExitCause, Never, Panic, PanicLocation, PoolError, Priority,
-    RemoteError, Returned, TaskError, TaskId, TimeoutReport, WorkerExit,
+    Progress, RemoteError, Returned, StreamArguments, TaskError, TaskId, TimeoutReport, WorkerExit, Yielded,
+    Yields,
 };
 pub use worker::init;

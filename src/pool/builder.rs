@@ -27,6 +27,10 @@ const MAX_MESSAGE: u64 = u32::MAX as u64 - (64 << 20);
 /// How long a worker that was killed may take to be dead, before its task is given up.
 const DEATH_LIMIT: Duration = Duration::from_secs(1);
 
+/// For how long the consumer of a stream may take nothing of what its worker waits to send, while the
+/// pool shuts down.
+const CONSUMER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// The most open files in a sandbox. Descriptors that are on their way through sockets count against all
 /// processes of a user, so one that had very many could keep the pool from starting workers.
 const SANDBOX_FILES: u64 = 256;
@@ -370,6 +374,7 @@ impl Builder {
             initializer: self.initializer.transpose()?,
             start_timeout: self.start_timeout,
             timeout_reports: self.timeout_reports,
+            consumer_patience: CONSUMER_PATIENCE,
         };
         let config = Config {
             max_workers: self.workers,

@@ -1,8 +1,10 @@
 //! Where a task and its handle meet.
 
+use super::inflow::Inflow;
+use super::progress::{self, ProgressWatch, Talker, talker};
 use super::scheduler::Nanos;
 use super::shared::Shared;
-use crate::task::{Fault, Label, TaskError, TaskId, TimeoutReport};
+use crate::task::{Fault, Label, Progress, TaskError, TaskId, TimeoutReport};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -49,6 +51,8 @@ pub(super) struct Cell {
     /// What few tasks have.
     pub(super) extra: Option<Box<Extra>>,
     slot: Mutex<Slot>,
+    /// What it says of itself, once it does or somebody watches.
+    talker: OnceLock<Talker>,
 }
 
 pub(super) struct Extra {
@@ -62,6 +66,8 @@ pub(super) struct Extra {
     items: usize,
     /// The results of a chunk's items so far.
     parts: Mutex<Parts>,
+    /// The items of a stream.
+    inflow: Option<Inflow>,
 }
 
 /// The results of a chunk's items: each its length (u32, little-endian) and its bytes.
@@ -77,6 +83,7 @@ impl Extra {
         timeout: Option<u64>,
         permit: Option<OwnedSemaphorePermit>,
         items: usize,
+        inflow: Option<Inflow>,
     ) -> Extra {
         Extra {
             items,
@@ -85,6 +92,7 @@ impl Extra {
             permit: Mutex::new(permit),
             timeout_report: OnceLock::new(),
             parts: Mutex::default(),
+            inflow,
         }
     }
 }
@@ -113,7 +121,38 @@ impl Cell {
             shim,
             extra,
             slot: Mutex::new(Slot::Waiting { body, waker: None }),
+            talker: OnceLock::new(),
         }
+    }
+
+    /// Has it talk through what was made for it, to be set before it is submitted.
+    pub(super) fn set_talker(&self, talker: Talker) {
+        // Only submitted once.
+        let _ = self.talker.set(talker);
+    }
+
+    /// Watches what it says of itself.
+    pub(super) fn progress(&self) -> ProgressWatch {
+        let watch = ProgressWatch::new(self.talker.get_or_init(talker));
+        // Had it been resolved before there was anything to be told of that, nobody would be.
+        if self.is_resolved() {
+            self.end_talk();
+        }
+        watch
+    }
+
+    /// It has said how far it has got.
+    pub(super) fn tell(&self, progress: Progress) {
+        progress::tell(self.talker.get_or_init(talker), progress);
+    }
+
+    fn end_talk(&self) {
+        self.talker.get().into_iter().for_each(progress::end);
+    }
+
+    /// Its items, if it is a stream.
+    pub(super) fn inflow(&self) -> Option<&Inflow> {
+        self.extra.as_ref()?.inflow.as_ref()
     }
 
     pub(super) fn id(&self) -> TaskId {
@@ -170,6 +209,7 @@ impl Cell {
         if let Some(extra) = &self.extra {
             lock(&extra.permit).take();
         }
+        self.end_talk();
         if let Slot::Waiting { waker: Some(waker), .. } = old {
             waker.wake();
         }

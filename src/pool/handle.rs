@@ -1,6 +1,8 @@
 //! What `submit` gives back.
 
 use super::cell::{Cell, Outcome};
+use super::progress::ProgressWatch;
+use super::stream::Remote;
 use crate::task::{CodecStage, TaskError, TaskId, TimeoutReport, from_body};
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -55,7 +57,7 @@ impl<T> TaskHandle<T> {
 
     /// Something by which others can cancel the task.
     pub fn canceller(&self) -> Canceller {
-        Canceller { cell: self.cell.clone() }
+        Canceller(Target::Task(self.cell.clone()))
     }
 
     /// The task's number in its pool.
@@ -91,6 +93,12 @@ impl<T> TaskHandle<T> {
     /// [`Builder::timeout_reports`](crate::Builder::timeout_reports).
     pub fn timeout_report(&self) -> Option<TimeoutReport> {
         self.cell.timeout_report().cloned()
+    }
+
+    /// Watches how far the task has got, as that itself tells with
+    /// [`TaskContext::report`](crate::worker::TaskContext::report).
+    pub fn progress(&self) -> ProgressWatch {
+        self.cell.progress()
     }
 
     pub(super) fn poll_outcome(&self, context: &mut Context<'_>) -> Poll<Outcome> {
@@ -133,19 +141,33 @@ impl<T> fmt::Debug for TaskHandle<T> {
 
 /// Cancels a task, from anywhere. Cloning it is cheap.
 #[derive(Clone)]
-pub struct Canceller {
-    cell: Arc<Cell>,
+pub struct Canceller(Target);
+
+#[derive(Clone)]
+enum Target {
+    Task(Arc<Cell>),
+    Stream(Arc<Remote>),
 }
 
 impl Canceller {
+    pub(super) fn of_stream(remote: Arc<Remote>) -> Canceller {
+        Canceller(Target::Stream(remote))
+    }
+
     /// Cancels the task, as [`TaskHandle::cancel`] does.
     pub fn cancel(&self) {
-        self.cell.shared.cancel(&self.cell);
+        match &self.0 {
+            Target::Task(cell) => cell.shared.cancel(cell),
+            Target::Stream(remote) => remote.cancel(),
+        }
     }
 
     /// The task's number in its pool.
     pub fn id(&self) -> TaskId {
-        self.cell.id()
+        match &self.0 {
+            Target::Task(cell) => cell.id(),
+            Target::Stream(remote) => TaskId(remote.id),
+        }
     }
 }
 

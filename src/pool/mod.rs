@@ -6,6 +6,7 @@ mod clock;
 mod handle;
 #[cfg(all(test, not(miri)))]
 mod hostile;
+mod inflow;
 mod inquiry;
 mod life;
 mod map;
@@ -13,12 +14,14 @@ mod map;
 mod metrics;
 mod observe;
 mod outlet;
+mod progress;
 mod scheduler;
 #[cfg(feature = "tower")]
 mod service;
 mod shared;
 mod state;
 mod stats;
+mod stream;
 mod submit;
 mod timeline;
 mod times;
@@ -26,6 +29,7 @@ mod times;
 pub use builder::{Builder, StartMethod};
 pub use handle::{Canceller, TaskHandle, TaskStatus};
 pub use map::Map;
+pub use progress::ProgressWatch;
 #[cfg(any(test, feature = "internals"))]
 pub(crate) use map::results_of_parts;
 #[cfg(feature = "internals")]
@@ -33,10 +37,11 @@ pub(crate) use scheduler::cycle as scheduler_cycle;
 #[cfg(feature = "tower")]
 pub use service::PoolService;
 pub use stats::{PoolStats, WorkerInfo, WorkerState};
+pub use stream::TaskStream;
 pub use submit::{Permit, TaskBuilder};
 pub use times::Distribution;
 
-use crate::task::{Arguments, PoolError, TaskError, TaskRef};
+use crate::task::{Arguments, PoolError, StreamArguments, TaskError, TaskRef};
 use shared::Shared;
 use std::fmt;
 use std::sync::Arc;
@@ -173,6 +178,49 @@ impl ProcessPool {
         Map::new::<F, M>(self.clone(), TaskRef::chunk::<F, I::Item, M>(), items.into_iter())
     }
 
+    /// Calls `function` once in a worker, and yields the values that it produces, one by one.
+    ///
+    /// The function returns an iterator, which is evaluated in the worker, a [`futures::Stream`], or what
+    /// [`worker::emit`](crate::worker::emit) makes for code that calls back; see
+    /// [`Yields`](crate::Yields). The worker is held back when the consumer is behind. Nothing happens
+    /// before the stream is polled. See [`TaskStream`].
+    ///
+    /// ```
+    /// use futures::TryStreamExt;
+    /// use procession::ProcessPool;
+    ///
+    /// fn primes(below: u32) -> impl Iterator<Item = u32> {
+    ///     (2..below).filter(|n| (2..*n).all(|divisor| n % divisor != 0))
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// let pool = ProcessPool::new()?;
+    /// let mut primes = pool.stream(primes, 1_000_000);
+    /// let mut sum = 0;
+    /// while let Some(prime) = primes.try_next().await? {
+    ///     sum += prime;
+    ///     if sum > 100 {
+    ///         break;
+    ///     }
+    /// }
+    /// assert_eq!(sum, 129);
+    /// drop(primes); // the worker stops, and is ready for other tasks
+    /// # pool.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn stream<F, A, M>(&self, function: F, arguments: A) -> TaskStream<A::Item>
+    where
+        F: Copy + Send + Sync + 'static,
+        A: StreamArguments<F, M>,
+    {
+        let _ = function;
+        let body = arguments.encode_for_stream(self.shared().settings.max_message);
+        TaskStream::new(self.clone(), TaskRef::stream::<F, A, M>(), body)
+    }
+
     /// Waits for room in a bounded queue.
     ///
     /// With [`Builder::queue_capacity`], at most so many tasks may wait. The permit holds a place
@@ -212,12 +260,14 @@ impl ProcessPool {
 impl ProcessPool {
     /// Refuses new tasks, finishes every accepted one, and ends all workers.
     ///
-    /// It waits for as long as the tasks take.
+    /// It waits for as long as the tasks take; of a [`TaskStream`], for as long as its consumer goes on
+    /// taking.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the shutdown.
     pub async fn shutdown(&self) {
         self.shared().drain(None);
+        self.shared().runtime.spawn(stream::end_neglected(self.shared().clone()));
         self.shared().terminated.cancelled().await;
     }
 

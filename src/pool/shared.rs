@@ -6,9 +6,11 @@
 //! that may run foreign code (a waker) or block runs under the lock.
 
 use super::cell::{Cell, Extra, Outcome};
+use super::inflow::{Grant, Inflow};
 use super::life;
 use super::observe::{Cause, Ending, Event, Observe};
-use super::scheduler::{Config, Counts, Ledger, Nanos, Terms, Violation, WorkerKey};
+use super::progress::Talker;
+use super::scheduler::{Config, Counts, Ledger, Nanos, Terms, Verdict, Violation, WorkerKey};
 use super::state::{Chores, Link, ReadyLink, State, Warmth};
 use super::stats::{PoolStats, WorkerInfo};
 use super::times::Distribution;
@@ -39,6 +41,8 @@ pub(super) struct Settings {
     pub(super) start_timeout: Duration,
     /// Whether to find out where a task is when its time runs out.
     pub(super) timeout_reports: bool,
+    /// For how long a stream's consumer may take nothing while the pool shuts down.
+    pub(super) consumer_patience: Duration,
 }
 
 /// All that the handles, tasks and threads of a pool share.
@@ -91,6 +95,11 @@ impl Shared {
         }
     }
 
+    /// A number for a task.
+    pub(super) fn new_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Submits a task; whatever goes wrong shows in its outcome.
     pub(super) fn submit(
         self: &Arc<Self>,
@@ -98,11 +107,12 @@ impl Shared {
         body: Result<Bytes, Fault>,
         mut order: Order,
     ) -> Arc<Cell> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = order.id.unwrap_or_else(|| self.new_id());
+        let talker = order.talker.take();
         let (shim, body, extra, refusal) = match self.prepare(&task, body, &mut order) {
             Ok((shim, body, extra)) => (shim, body, extra, None),
             Err(error) => {
-                let named = |name| Box::new(Extra::new(Some(name), None, None, 0));
+                let named = |name| Box::new(Extra::new(Some(name), None, None, 0, None));
                 (0, Bytes::new(), order.name.take().map(named), Some(error))
             }
         };
@@ -114,6 +124,7 @@ impl Shared {
             items: u32::try_from(order.items).unwrap_or(u32::MAX),
         };
         let cell = Arc::new(Cell::new(self.clone(), id, task.label, shim, body, extra));
+        talker.into_iter().for_each(|talker| cell.set_talker(talker));
         match refusal {
             Some(error) => {
                 let ending = Ending::of(&error);
@@ -152,15 +163,39 @@ impl Shared {
             },
         };
         let timeout = order.timeout.map(nanos);
-        let has_extra = order.name.is_some() || timeout.is_some() || permit.is_some() || order.items > 0;
-        let extra = has_extra.then(|| Box::new(Extra::new(order.name.take(), timeout, permit, order.items)));
+        let inflow = order.window.map(|window| Inflow::new(window, self.settings.max_message));
+        let has_extra = order.name.is_some()
+            || timeout.is_some()
+            || permit.is_some()
+            || order.items > 0
+            || inflow.is_some();
+        let extra =
+            has_extra.then(|| Box::new(Extra::new(order.name.take(), timeout, permit, order.items, inflow)));
         Ok((shim, body, extra))
     }
 
     pub(super) fn cancel(self: &Arc<Self>, cell: &Cell) {
         if !cell.is_resolved() {
-            self.with(|state, _, now| state.scheduler.cancel(cell.key(), now, &state.links));
+            self.with(|state, _, now| {
+                state.scheduler.cancel(cell.key(), Verdict::Cancelled, now, &state.links)
+            });
         }
+    }
+
+    /// Ends one task as a shutdown ends all, but with time for its worker to notice.
+    pub(super) fn shut_down_task(self: &Arc<Self>, cell: &Cell) {
+        self.with(|state, _, now| state.scheduler.cancel(cell.key(), Verdict::ShutDown, now, &state.links));
+    }
+
+    /// Lets a stream's worker send so much more.
+    pub(super) fn grant(self: &Arc<Self>, cell: &Cell, grant: Grant) {
+        self.with(|state, chores, _| state.grant(cell.key(), grant, chores));
+    }
+
+    /// The streams that are not resolved.
+    pub(super) fn streams(&self) -> Vec<Arc<Cell>> {
+        let state = self.lock();
+        state.scheduler.jobs().filter(|cell| cell.inflow().is_some()).cloned().collect()
     }
 
     /// What the task's worker has of it: its pid, and whether it has begun it.
@@ -398,6 +433,12 @@ impl Shared {
         for inquiry in chores.inquire {
             self.runtime.spawn(inquiry.run());
         }
+        for (cell, progress) in chores.told {
+            cell.tell(progress);
+        }
+        for waker in chores.wake {
+            waker.wake();
+        }
         for (cell, outcome) in chores.resolved {
             cell.resolve(outcome);
         }
@@ -427,6 +468,12 @@ pub(super) struct Order {
     pub(super) name: Option<String>,
     /// How many items it has, if it is a chunk, whose items' results come one by one.
     pub(super) items: usize,
+    /// It is a stream, with so many items that were not taken.
+    pub(super) window: Option<u64>,
+    /// Its number, if it has one already,
+    pub(super) id: Option<u64>,
+    /// and what it says of itself.
+    pub(super) talker: Option<Talker>,
     /// A place in the bounded queue that was reserved.
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }

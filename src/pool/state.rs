@@ -1,6 +1,7 @@
 //! What a pool knows, under one lock: the scheduler, and the pool's end of each worker.
 
 use super::cell::{Cell, Outcome};
+use super::inflow::{Grant, Inflow};
 use super::inquiry::Inquiry;
 use super::observe::{Attempt, Ending, Event, Levels};
 use super::outlet::Outlet;
@@ -10,12 +11,13 @@ use super::scheduler::{
 use super::times::Times;
 use crate::process::{Killer, Tail};
 use crate::sys::memory::words_for;
-use crate::task::{PoolError, TaskError, TimeoutReport, WorkerExit};
+use crate::task::{PoolError, Progress, TaskError, TimeoutReport, WorkerExit};
 use crate::wire::{Body, LARGE, Page, Place, Reply, Request, Room, Run};
 use bytes::Bytes;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -166,6 +168,10 @@ pub(super) struct Chores {
     pub(super) levels: Option<Levels>,
     /// While watchers have not been shown these.
     pub(super) shown: Option<TaskTrackerToken>,
+    /// What tasks have said of themselves, before they are resolved.
+    pub(super) told: Vec<(Arc<Cell>, Progress)>,
+    /// Who waits for items of streams that have come.
+    pub(super) wake: Vec<Waker>,
     pub(super) resolved: SmallVec<[(Arc<Cell>, Outcome); 4]>,
     pub(super) copy: SmallVec<[Copy; 1]>,
     pub(super) flush: SmallVec<[Arc<Outlet>; 4]>,
@@ -229,6 +235,22 @@ impl State {
             }
             Reply::Skipped { seq } => (seq, Answer { skipped: true, ..Answer::default() }, None),
             Reply::Part { seq } => return self.take_in_part(worker, seq, body.as_slice()),
+            Reply::Item { seq, is_fault, .. } => {
+                let Some(cell) = self.speaker(worker, seq)? else { return Ok(()) };
+                // Nothing that has not begun has items; it might yet be given to another worker.
+                self.links.began_at(worker, seq).ok_or(Violation)?;
+                let inflow = cell.inflow().ok_or(Violation)?;
+                chores.wake.extend(inflow.add(is_fault, body.into_bytes())?);
+                return Ok(());
+            }
+            Reply::Progress { seq, progress } => {
+                if progress.message().len() > Progress::MAX_MESSAGE {
+                    return Err(Violation);
+                }
+                let cell = self.speaker(worker, seq)?.cloned();
+                chores.told.extend(cell.map(|cell| (cell, progress)));
+                return Ok(());
+            }
             Reply::Began { seq } => {
                 let link = self.links.ready_mut(worker).filter(|link| link.page.is_none());
                 link.ok_or(Violation)?.began = (seq, now);
@@ -309,14 +331,29 @@ impl State {
         Some(self.levels)
     }
 
-    fn take_in_part(&mut self, worker: WorkerKey, seq: u64, body: &[u8]) -> Result<(), Violation> {
+    /// The task that a worker says something of before its end; none if that is resolved already, and
+    /// what is said of it is of no use to anybody.
+    fn speaker(&self, worker: WorkerKey, seq: u64) -> Result<Option<&Arc<Cell>>, Violation> {
         // A worker does one task at a time; and so what it says of none cannot go on for ever.
         if self.scheduler.first_in_pipeline(worker) != seq || seq == u64::MAX {
             return Err(Violation);
         }
-        // Parts of a task that is resolved already are of no use to anybody.
-        let cell = self.scheduler.task_at(worker, seq).and_then(|task| self.scheduler.job(task));
+        Ok(self.scheduler.task_at(worker, seq).and_then(|task| self.scheduler.job(task)))
+    }
+
+    fn take_in_part(&mut self, worker: WorkerKey, seq: u64, body: &[u8]) -> Result<(), Violation> {
+        let cell = self.speaker(worker, seq)?;
         if cell.is_none_or(|cell| cell.add_part(body)) { Ok(()) } else { Err(Violation) }
+    }
+
+    /// Lets a stream's worker send so much more.
+    pub(super) fn grant(&mut self, task: TaskKey, grant: Grant, chores: &mut Chores) {
+        let Some((worker, seq)) = self.scheduler.whereabouts(task) else { return };
+        if let Some(link) = self.links.ready(worker) {
+            let Grant { items, bytes } = grant;
+            link.outlet.push(&Request::Grant { seq, items, bytes }, Bytes::new());
+            chores.flush.push(link.outlet.clone());
+        }
     }
 
     /// Does what can be done under the lock, and notes the rest.
@@ -401,7 +438,9 @@ impl State {
             timeout: extra.and_then(|extra| extra.timeout),
             name: extra.and_then(|extra| extra.name.clone()),
             place: None,
+            window: cell.inflow().map(|inflow| inflow.window),
         };
+        cell.inflow().into_iter().for_each(Inflow::begin);
         let body = cell.body();
         let is_much = match link.find_room(seq, body.len()) {
             Some((page, at)) => {

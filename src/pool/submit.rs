@@ -14,6 +14,11 @@ use tokio::sync::OwnedSemaphorePermit;
 /// The longest name that is kept.
 const MAX_NAME: usize = 4096;
 
+pub(super) fn bounded_name(mut name: String) -> String {
+    name.truncate(name.floor_char_boundary(MAX_NAME));
+    name
+}
+
 /// A task that is not submitted yet; see [`ProcessPool::task`].
 ///
 /// [`submit`](TaskBuilder::submit) it, or just `.await` it.
@@ -55,9 +60,7 @@ impl<T> TaskBuilder<T> {
 
     /// A name for it, which it can ask for in the worker, and which errors tell; cut to 4 KiB.
     pub fn name(mut self, name: impl Into<String>) -> TaskBuilder<T> {
-        let mut name = name.into();
-        name.truncate(name.floor_char_boundary(MAX_NAME));
-        self.order.name = Some(name);
+        self.order.name = Some(bounded_name(name.into()));
         self
     }
 

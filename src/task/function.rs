@@ -3,13 +3,16 @@
 #![allow(unsafe_code)]
 
 use super::codec;
+use super::emit::Outflow;
 use super::fault::Fault;
 use super::shape::Arguments;
+use super::yields::StreamArguments;
 use crate::sys::image::Image;
 use bytes::Bytes;
 use std::fmt;
 use std::panic::Location;
 use std::pin::Pin;
+use std::sync::Arc;
 
 /// A task's function as a worker runs it: decode the arguments, call, encode the result.
 ///
@@ -39,6 +42,11 @@ pub(crate) trait Host {
 
     /// Sends one item's result ahead of the others.
     fn send_part(&self, part: &[u8]);
+
+    /// Where the items of the stream go that runs, if one does.
+    fn outflow(&self) -> Option<Arc<dyn Outflow>> {
+        None
+    }
 }
 
 /// What people see of a task: the name of its function's type and where it was submitted.
@@ -94,6 +102,16 @@ impl TaskRef {
         Self::new::<F>(run_chunk::<F, A, M>)
     }
 
+    /// The task that calls `F` once, and sends what that yields.
+    #[track_caller]
+    pub(crate) fn stream<F, A, M>() -> TaskRef
+    where
+        F: Copy + 'static,
+        A: StreamArguments<F, M>,
+    {
+        Self::new::<F>(run_stream::<F, A, M>)
+    }
+
     #[track_caller]
     fn new<F: Copy + 'static>(shim: Shim) -> TaskRef {
         const {
@@ -142,6 +160,16 @@ where
 {
     let arguments = A::from_body(std::mem::take(&mut call.input))?;
     arguments.apply(conjure::<F>(), call)
+}
+
+/// Runs `F` once, and sends the items that it yields.
+fn run_stream<F, A, M>(call: &mut Call<'_>) -> Result<(), Fault>
+where
+    F: Copy + 'static,
+    A: StreamArguments<F, M>,
+{
+    let arguments = A::decode_for_stream(std::mem::take(&mut call.input))?;
+    arguments.produce(conjure::<F>(), call)
 }
 
 /// Runs `F` with each item of a chunk: length (u32, little-endian) and encoding, one after another.

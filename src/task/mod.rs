@@ -3,16 +3,21 @@
 
 mod bounded;
 mod codec;
+mod emit;
 mod error;
 mod exit;
 mod fault;
 mod function;
+mod progress;
 mod shape;
 mod stuck;
+mod yields;
 
 #[cfg(any(test, feature = "internals"))]
 pub(crate) use codec::to_body;
 pub(crate) use codec::{Sink, decode, from_body};
+pub use emit::{Closed, Emit, Emitter, emit};
+pub(crate) use emit::{Encoded, Outflow};
 pub use error::{CodecError, CodecStage, Panic, PanicLocation, PoolError, RemoteError, TaskError};
 pub(crate) use exit::ExitReport;
 pub use exit::{ExitCause, WorkerExit};
@@ -21,9 +26,11 @@ pub(crate) use fault::panic_message;
 pub(crate) use fault::{PanicReport, PlaceReport};
 pub(crate) use function::Call;
 pub(crate) use function::{Host, Label, TaskRef, resolve};
+pub use progress::Progress;
 pub use shape::{Arguments, Never, Returned};
 pub use stuck::TimeoutReport;
 pub(crate) use stuck::cut;
+pub use yields::{StreamArguments, Yielded, Yields};
 
 use std::fmt;
 

@@ -4,6 +4,7 @@ use super::codec::{Sink, Source};
 use super::error::CodecStage;
 use super::fault::Fault;
 use super::function::{Call, Host};
+use super::yields::{StreamArguments, Yields, tuple_body};
 use super::{codec, fault};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -37,11 +38,7 @@ pub trait Arguments<F, M>: Serialize + DeserializeOwned + 'static {
     /// The encoding of the arguments, whose memory it takes over where it can.
     #[doc(hidden)]
     fn into_body(self, limit: u64) -> Result<Bytes, Fault> {
-        let mut body = Vec::new();
-        let mut sink = Sink::new(&mut body, limit);
-        self.encode(&mut sink)?;
-        sink.finish()?;
-        Ok(body.into())
+        tuple_body(limit, |sink| self.encode(sink))
     }
 
     #[doc(hidden)]
@@ -173,8 +170,52 @@ where
     }
 }
 
+impl<F, A, R, M> StreamArguments<F, marker::One<M>> for A
+where
+    F: Fn(A) -> R,
+    A: Serialize + DeserializeOwned + 'static,
+    R: Yields<M>,
+{
+    type Item = R::Item;
+
+    fn encode_for_stream(self, limit: u64) -> Result<Bytes, Fault> {
+        codec::to_body(self, limit, CodecStage::EncodeArguments)
+    }
+
+    fn decode_for_stream(body: Bytes) -> Result<Self, Fault> {
+        codec::from_body(body, CodecStage::DecodeArguments)
+    }
+
+    fn produce(self, function: F, call: &mut Call<'_>) -> Result<(), Fault> {
+        function(self).deliver_all(call)
+    }
+}
+
+/// A tuple, element by element, which is how postcard encodes it.
+trait Elements: Sized {
+    fn push_to(&self, sink: &mut Sink<'_>) -> Result<(), Fault>;
+    fn take_from(body: &Bytes) -> Result<Self, Fault>;
+}
+
 macro_rules! tuples {
     ($($argument:ident)*) => {
+        impl<$($argument: Serialize + DeserializeOwned + 'static,)*> Elements for ($($argument,)*) {
+            #[allow(non_snake_case, unused_variables)]
+            fn push_to(&self, sink: &mut Sink<'_>) -> Result<(), Fault> {
+                let ($($argument,)*) = self;
+                $(sink.push($argument, CodecStage::EncodeArguments)?;)*
+                Ok(())
+            }
+
+            #[allow(non_snake_case, unused_mut)]
+            fn take_from(body: &Bytes) -> Result<Self, Fault> {
+                let mut source = Source::new(body);
+                $(let $argument = source.take(CodecStage::DecodeArguments)?;)*
+                source.finish::<Self>(CodecStage::DecodeArguments)?;
+                Ok(($($argument,)*))
+            }
+        }
+
         impl<F, $($argument,)* R, M> Arguments<F, marker::Tuple<M>> for ($($argument,)*)
         where
             F: Fn($($argument),*) -> R,
@@ -183,26 +224,41 @@ macro_rules! tuples {
         {
             type Output = R::Output;
 
-            // Element by element, which is how postcard encodes a tuple.
-            #[allow(non_snake_case, unused_variables)]
             fn encode(&self, sink: &mut Sink<'_>) -> Result<(), Fault> {
-                let ($($argument,)*) = self;
-                $(sink.push($argument, CodecStage::EncodeArguments)?;)*
-                Ok(())
+                self.push_to(sink)
             }
 
-            #[allow(non_snake_case, unused_mut)]
             fn from_body(body: Bytes) -> Result<Self, Fault> {
-                let mut source = Source::new(&body);
-                $(let $argument = source.take(CodecStage::DecodeArguments)?;)*
-                source.finish::<Self>(CodecStage::DecodeArguments)?;
-                Ok(($($argument,)*))
+                Self::take_from(&body)
             }
 
             #[allow(non_snake_case)]
             fn apply(self, function: F, call: &mut Call<'_>) -> Result<(), Fault> {
                 let ($($argument,)*) = self;
                 function($($argument),*).deliver(call)
+            }
+        }
+
+        impl<F, $($argument,)* R, M> StreamArguments<F, marker::Tuple<M>> for ($($argument,)*)
+        where
+            F: Fn($($argument),*) -> R,
+            $($argument: Serialize + DeserializeOwned + 'static,)*
+            R: Yields<M>,
+        {
+            type Item = R::Item;
+
+            fn encode_for_stream(self, limit: u64) -> Result<Bytes, Fault> {
+                tuple_body(limit, |sink| self.push_to(sink))
+            }
+
+            fn decode_for_stream(body: Bytes) -> Result<Self, Fault> {
+                Self::take_from(&body)
+            }
+
+            #[allow(non_snake_case)]
+            fn produce(self, function: F, call: &mut Call<'_>) -> Result<(), Fault> {
+                let ($($argument,)*) = self;
+                function($($argument),*).deliver_all(call)
             }
         }
     };

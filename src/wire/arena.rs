@@ -18,7 +18,7 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Room {
     words: u64,
-    /// The number of the task, and the first word after its body.
+    /// The number of the body (for arguments, that of the task), and the first word after it.
     in_use: VecDeque<(u64, u64)>,
     /// The first word in use.
     start: u64,

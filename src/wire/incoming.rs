@@ -30,6 +30,8 @@ pub(crate) struct Incoming {
     bells: u64,
     /// There was something in the ring when the pool was about to sleep, so there must be yet.
     was_kept_awake: bool,
+    /// How many bodies were fetched from the arena.
+    fetched: u64,
     max_message: u64,
 }
 
@@ -95,6 +97,7 @@ impl Incoming {
             expects_frame: false,
             bells: 0,
             was_kept_awake: false,
+            fetched: 0,
             max_message,
         }
     }
@@ -120,8 +123,8 @@ impl Incoming {
         while batch.replies.len() < BATCH_REPLIES && batch.scratch.len() + fetched < BATCH_BYTES {
             let Some((reply, stored)) = self.next(&mut batch.scratch)? else { break };
             let stored = match reply {
-                Reply::Value { seq, place: Some(place), .. } => {
-                    let body = self.fetch(seq, place)?;
+                Reply::Value { place: Some(place), .. } | Reply::Item { place: Some(place), .. } => {
+                    let body = self.fetch(place)?;
                     fetched += body.len();
                     Stored::Own(body)
                 }
@@ -185,12 +188,13 @@ impl Incoming {
         }
     }
 
-    fn fetch(&self, seq: u64, place: Place) -> Result<Bytes, FrameError> {
+    fn fetch(&mut self, place: Place) -> Result<Bytes, FrameError> {
         if place.bytes > self.max_message {
             return Err(FrameError::TooLong(place.bytes));
         }
         let page = self.page.as_ref().ok_or(FrameError::Garbled)?;
-        page.read_result(seq, place).map(Bytes::from).ok_or(FrameError::Garbled)
+        self.fetched += 1;
+        page.read_result(self.fetched, place).map(Bytes::from).ok_or(FrameError::Garbled)
     }
 
     /// Whether the pool may sleep until something comes through the pipe. To be followed by

@@ -1,12 +1,16 @@
 //! What a pool and a worker say to each other.
 
 use super::arena::Place;
-use crate::task::Fault;
+use crate::task::{Fault, Progress};
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol. Both sides are of one build, so it only ever differs when the
 /// build check failed too; it is there to say so plainly.
 pub(crate) const PROTOCOL: u32 = 1;
+
+/// What a stream may have under way of bytes that its consumer has not taken: an item leaves while
+/// there are fewer than these.
+pub(crate) const STREAM_BYTES: u64 = 4 << 20;
 
 /// The head of a frame to a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -17,6 +21,9 @@ pub(crate) enum Request {
     Run(Run),
     /// Tell the task that was sent under this number, if it runs now, that it is cancelled.
     Cancel { seq: u64 },
+    /// The consumer of a stream has taken so many items, of so many bytes in all: as much more may
+    /// come.
+    Grant { seq: u64, items: u64, bytes: u64 },
 }
 
 /// What a worker needs to know before its first task.
@@ -50,6 +57,8 @@ pub(crate) struct Run {
     pub(crate) name: Option<String>,
     /// Where the arguments are, if not in the body.
     pub(crate) place: Option<Place>,
+    /// It is a stream, of which so many items may come before the first grant.
+    pub(crate) window: Option<u64>,
 }
 
 /// The head of a frame from a worker.
@@ -76,4 +85,9 @@ pub(crate) enum Reply {
     Bell,
     /// The task had been taken back before the worker came to it.
     Skipped { seq: u64 },
+    /// The next item of a stream: its encoding, or that of the fault that stands in its place, is the
+    /// body, unless there is a place where that is.
+    Item { seq: u64, is_fault: bool, place: Option<Place> },
+    /// How far the task has got.
+    Progress { seq: u64, progress: Progress },
 }

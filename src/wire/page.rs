@@ -160,11 +160,11 @@ impl Page {
         self.write_at(REQUESTS_AT, at, body)
     }
 
-    /// Copies out the result of this task, and lets the worker use the room again. `None` if the
-    /// place is none.
-    pub(crate) fn read_result(&self, seq: u64, place: Place) -> Option<Vec<u8>> {
+    /// Copies out a result, the so-manieth that was put here, and lets the worker use the room again.
+    /// `None` if the place is none.
+    pub(crate) fn read_result(&self, number: u64, place: Place) -> Option<Vec<u8>> {
         let body = self.read_at(RESULTS_AT, place)?;
-        self.0.words()[GIVEN_BACK].store(seq, Ordering::Release);
+        self.0.words()[GIVEN_BACK].store(number, Ordering::Release);
         Some(body)
     }
 
@@ -221,10 +221,11 @@ impl Page {
         Room::new(ARENA)
     }
 
-    /// Puts a result where there is room for it.
-    pub(crate) fn write_result(&self, room: &mut Room, seq: u64, body: &[u8]) -> Option<Place> {
+    /// Puts a result where there is room for it; its number is one more than that of the last one
+    /// for which there was.
+    pub(crate) fn write_result(&self, room: &mut Room, number: u64, body: &[u8]) -> Option<Place> {
         room.give_back(self.0.words()[GIVEN_BACK].load(Ordering::Acquire));
-        let at = room.take(seq, words_for(body.len()))?;
+        let at = room.take(number, words_for(body.len()))?;
         Some(self.write_at(RESULTS_AT, at, body))
     }
 

@@ -1,20 +1,21 @@
 //! The workbench: a worker's life from its first word to its last task.
 
 use super::context::TaskContext;
+use super::flow::Flow;
 use super::inbox::Inbox;
 use super::limits::{self, Wear};
 use super::panics;
 use super::replies::Replies;
 use crate::sys::child::exit_now;
 use crate::sys::{fault, monotonic_now, question};
-use crate::task::{self, Call, Fault, Host, PanicReport};
+use crate::task::{self, Call, Fault, Host, Outflow, PanicReport};
 use crate::wire::{Frame, FrameError, PROTOCOL, Page, Reply, Request, Run, Setup, build_identity};
 use bytes::Bytes;
 use rustix::process::{Resource, getrlimit};
 use std::cell::{Cell, OnceCell};
 use std::io::{self, Write};
 use std::pin::Pin;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use tokio::runtime::Runtime;
 
 /// The stack of the task thread where the system sets no limit for the main thread's.
@@ -83,6 +84,7 @@ fn send_last_words(report: PanicReport) {
         && let Some(seq) = running.checked_sub(1)
     {
         let fault = Fault::Panicked(report).bounded();
+        TaskContext::abort();
         let ran = monotonic_now() - began;
         replies.send(&Reply::Fault { seq, is_worn: false, dying: true, ran, fault }, &[]);
     }
@@ -137,7 +139,7 @@ impl Bench {
                     }
                 },
                 // The task that it was meant for is over.
-                Request::Cancel { .. } => {}
+                Request::Cancel { .. } | Request::Grant { .. } => {}
             }
         }
         Ok(())
@@ -168,7 +170,10 @@ impl Bench {
         }
         self.seq.set(seq);
         self.has_timeout.set(run.timeout.is_some());
-        TaskContext::enter(run);
+        let flow = run.window.map(|window| {
+            Arc::new(Flow::new(seq, window, self.max_message, self.inbox, self.replies))
+        });
+        TaskContext::enter(run, self.replies, flow);
         self.inbox.begin(seq);
         RUNNING.set((seq + 1, began));
         // Room for the arguments is taken only where there is a page, and given back only when
@@ -234,6 +239,10 @@ impl Host for Bench {
 
     fn send_part(&self, part: &[u8]) {
         self.replies.send(&Reply::Part { seq: self.seq.get() }, part);
+    }
+
+    fn outflow(&self) -> Option<Arc<dyn Outflow>> {
+        TaskContext::current_flow().map(|flow| flow as Arc<dyn Outflow>)
     }
 }
 

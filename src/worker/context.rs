@@ -1,9 +1,12 @@
 //! What a task can learn of itself.
 
-use crate::task::TaskId;
+use super::flow::Flow;
+use super::replies::Replies;
+use super::reports::Reports;
+use crate::task::{Progress, TaskId};
 use crate::wire::Run;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +35,9 @@ struct Inner {
     cancelled: AtomicBool,
     /// Made when somebody first waits.
     token: OnceLock<CancellationToken>,
+    reports: Reports,
+    /// Where its items go, if it is a stream.
+    flow: Option<Arc<Flow>>,
 }
 
 impl TaskContext {
@@ -72,21 +78,95 @@ impl TaskContext {
         self.0.began.checked_add(Duration::from_nanos(self.0.run.timeout?))
     }
 
+    /// Tells how far the task has got, for who watches it:
+    /// [`TaskHandle::progress`](crate::TaskHandle::progress).
+    ///
+    /// It may be called as often as one likes, from any thread of the task, and never waits: a report
+    /// leaves the worker every 20 ms at most, and a later one takes the place of what has not left. The
+    /// last one arrives, ahead of the task's result. After the task's end it does nothing.
+    ///
+    /// ```
+    /// use procession::{ProcessPool, Progress, worker};
+    ///
+    /// fn sum(numbers: Vec<u64>) -> u64 {
+    ///     let task = worker::current().expect("tasks run in a worker");
+    ///     let mut sum = 0;
+    ///     for (done, number) in (1..).zip(&numbers) {
+    ///         sum += number;
+    ///         task.report(Progress::new(done).with_total(numbers.len() as u64));
+    ///     }
+    ///     sum
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// let pool = ProcessPool::new()?;
+    /// let task = pool.submit(sum, vec![1, 2, 3]);
+    /// let progress = task.progress();
+    /// assert_eq!(task.await?, 6);
+    /// assert_eq!(progress.latest(), Some(Progress::new(3).with_total(3)));
+    /// # pool.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn report(&self, progress: Progress) {
+        self.0.reports.report(progress);
+    }
+
     /// Makes the context of a task that begins now, and the current one.
-    pub(super) fn enter(run: Run) -> TaskContext {
+    pub(super) fn enter(run: Run, replies: &'static Replies, flow: Option<Arc<Flow>>) {
+        let reports = Reports::new(run.seq, replies);
         let context = TaskContext(Arc::new(Inner {
             run,
             began: Instant::now(),
             cancelled: AtomicBool::new(false),
             token: OnceLock::new(),
+            reports,
+            flow,
         }));
-        *lock() = Some(context.clone());
-        context
+        *lock() = Some(context);
     }
 
-    /// Ends what [`enter`](Self::enter) began.
+    /// Ends what [`enter`](Self::enter) began: what the task's threads say from now on is not sent.
     pub(super) fn leave() {
-        lock().take();
+        let Some(context) = lock().take() else { return };
+        if let Some(flow) = &context.0.flow {
+            flow.close();
+        }
+        context.0.reports.finish();
+    }
+
+    /// The same on the way to the end of the process, as far as it can be done without waiting.
+    pub(super) fn abort() {
+        let current = match CURRENT.try_lock() {
+            Ok(current) => current,
+            Err(TryLockError::Poisoned(current)) => current.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if let Some(TaskContext(inner)) = &*current {
+            inner.reports.try_close();
+            inner.flow.iter().for_each(|flow| flow.try_close());
+        }
+    }
+
+    /// Where the items go of the stream that runs, if one does.
+    pub(super) fn current_flow() -> Option<Arc<Flow>> {
+        current()?.0.flow.clone()
+    }
+
+    /// Sends the current task's report, if one has waited for long enough.
+    pub(super) fn send_due_report() {
+        if let Some(context) = current() {
+            context.0.reports.send_due();
+        }
+    }
+
+    /// Gives the current task, if it is the stream that was sent under this number, more room.
+    pub(super) fn grant_current(seq: u64, items: u64, bytes: u64) {
+        let context = current().filter(|context| context.0.run.seq == seq);
+        if let Some(flow) = context.as_ref().and_then(|context| context.0.flow.as_ref()) {
+            flow.grant(items, bytes);
+        }
     }
 
     /// Cancels the current task, if it is the one that was sent under this number.
@@ -95,6 +175,7 @@ impl TaskContext {
         if let Some(context) = context {
             context.0.cancelled.store(true, Ordering::Release);
             context.token().cancel();
+            context.0.flow.iter().for_each(|flow| flow.close());
         }
     }
 

@@ -43,6 +43,8 @@ pub(super) struct Inbox {
     stream: Mutex<Stream>,
     /// The task that runs, as its number plus one; 0 between tasks.
     running: AtomicU64,
+    /// The task, as above, for which the watchdog is to read at once.
+    urgent: AtomicU64,
     /// The watchdog waits to be woken.
     parked: AtomicBool,
     watchdog: Thread,
@@ -74,6 +76,7 @@ impl Inbox {
                 ended: false,
             }),
             running: AtomicU64::new(0),
+            urgent: AtomicU64::new(0),
             parked: AtomicBool::new(false),
             watchdog: std::thread::current(),
         }
@@ -109,6 +112,13 @@ impl Inbox {
         }
     }
 
+    /// The task that runs waits for something that the pool is to say.
+    pub(super) fn listen(&self, seq: u64) {
+        self.urgent.store(seq + 1, Ordering::SeqCst);
+        // Either the watchdog sees this before it waits, or it is woken from that.
+        self.watchdog.unpark();
+    }
+
     /// The task is over.
     pub(super) fn end(&self) {
         self.running.store(0, Ordering::Release);
@@ -121,7 +131,9 @@ impl Inbox {
             let running = self.running.load(Ordering::SeqCst);
             if running != 0 {
                 idle_rounds = 0;
-                std::thread::park_timeout(WATCH_AFTER);
+                if self.urgent.load(Ordering::SeqCst) != running {
+                    std::thread::park_timeout(WATCH_AFTER);
+                }
                 self.read_during(running);
                 continue;
             }
@@ -143,9 +155,10 @@ impl Inbox {
     fn read_during(&self, task: u64) {
         // A cancellation may have come together with the task.
         if let Ok(mut stream) = self.stream.try_lock() {
-            stream.hear_cancellations();
+            stream.hear_signals();
         }
         while self.is_running(task) {
+            TaskContext::send_due_report();
             let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
             if !matches!(poll(&mut fds, Some(&WATCH_EVERY)), Ok(1..)) {
                 continue;
@@ -159,7 +172,7 @@ impl Inbox {
                 // The pool is gone, or has dropped this worker: nobody wants the task any more.
                 exit_now(1);
             }
-            stream.hear_cancellations();
+            stream.hear_signals();
         }
     }
 
@@ -219,12 +232,16 @@ impl Stream {
         Ok(())
     }
 
-    /// Acts on cancellations of the running task. They come behind it in the stream, so there is
-    /// no task between it and them that has not been taken in.
-    fn hear_cancellations(&mut self) {
+    /// Acts on what is meant for the running task. It comes behind it in the stream, so there is
+    /// no task between the two that has not been taken in.
+    fn hear_signals(&mut self) {
         self.frames.retain(|frame| match frame.head {
             Request::Cancel { seq } => {
                 TaskContext::cancel_current(seq);
+                false
+            }
+            Request::Grant { seq, items, bytes } => {
+                TaskContext::grant_current(seq, items, bytes);
                 false
             }
             Request::Run(_) | Request::Setup(_) => true,

@@ -25,11 +25,14 @@
 mod bench;
 mod context;
 mod entry;
+mod flow;
 mod inbox;
 mod limits;
 mod panics;
 mod replies;
+mod reports;
 
+pub use crate::task::{Closed, Emit, Emitter, emit};
 pub use context::{TaskContext, current};
 pub(crate) use entry::{depth, was_told_to_enter};
 pub use entry::{init, is_worker};

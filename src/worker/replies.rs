@@ -2,13 +2,13 @@
 //! call unless the pool sleeps, otherwise through the pipe.
 
 use crate::sys::child::exit_now;
-use crate::task::Fault;
-use crate::wire::{LARGE, Page, Reply, Room, write_frame};
+use crate::task::{Fault, Progress};
+use crate::wire::{LARGE, Page, Place, Reply, Room, write_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 
 /// Bodies up to this size are copied behind their head, to leave in one write.
 const COPY_LIMIT: usize = 16 * 1024;
@@ -22,6 +22,8 @@ struct Stream {
     /// How far the ring is written.
     tail: u64,
     room: Room,
+    /// How many bodies were put into the arena.
+    placed: u64,
     /// Kept for its memory.
     buffer: Vec<u8>,
 }
@@ -33,6 +35,7 @@ impl Replies {
             page,
             tail: 0,
             room: Page::room_for_results(),
+            placed: 0,
             buffer: Vec::new(),
         }))
     }
@@ -59,6 +62,33 @@ impl Replies {
         }
     }
 
+    /// Sends the next item of a stream, or the fault in its place.
+    pub(super) fn send_item(&self, seq: u64, is_fault: bool, body: &[u8]) {
+        self.with(|stream| {
+            let place = stream.place(body);
+            let body = if place.is_some() { &[] } else { body };
+            stream.send(&Reply::Item { seq, is_fault, place }, body)
+        });
+    }
+
+    /// Tells how far a task has got, unless that would have to wait; whether it was told.
+    pub(super) fn try_report(&self, seq: u64, progress: &Progress) -> bool {
+        let mut stream = match self.0.try_lock() {
+            Ok(stream) => stream,
+            Err(TryLockError::Poisoned(stream)) => stream.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        match stream.try_send(&Reply::Progress { seq, progress: progress.clone() }) {
+            Ok(is_sent) => is_sent,
+            Err(_) => exit_now(1),
+        }
+    }
+
+    /// Tells how far a task has got whose end follows.
+    pub(super) fn send_last_report(&self, seq: u64, progress: Progress) {
+        self.send(&Reply::Progress { seq, progress }, &[]);
+    }
+
     /// A pool that is gone ends the process.
     fn with(&self, send: impl FnOnce(&mut Stream) -> std::io::Result<()>) {
         let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,12 +100,36 @@ impl Replies {
 
 impl Stream {
     fn send_value(&mut self, seq: u64, is_worn: bool, ran: u64, body: &[u8]) -> std::io::Result<()> {
-        let place = match self.page {
-            Some(page) if body.len() >= LARGE => page.write_result(&mut self.room, seq, body),
-            _ => None,
-        };
+        let place = self.place(body);
         let body = if place.is_some() { &[] } else { body };
         self.send(&Reply::Value { seq, is_worn, ran, place }, body)
+    }
+
+    /// Puts a large body into the arena, if there is room.
+    fn place(&mut self, body: &[u8]) -> Option<Place> {
+        let page = self.page.filter(|_| body.len() >= LARGE)?;
+        let place = page.write_result(&mut self.room, self.placed + 1, body)?;
+        self.placed += 1;
+        Some(place)
+    }
+
+    /// Says something short if that need not wait; whether it was said.
+    fn try_send(&mut self, head: &Reply) -> std::io::Result<bool> {
+        let Some(page) = self.page else {
+            // A pipe that has room takes a short frame whole.
+            let mut fds = [PollFd::new(&self.pipe, PollFlags::OUT)];
+            let has_room = matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..));
+            return if has_room { self.write(head, &[]).map(|()| true) } else { Ok(false) };
+        };
+        self.buffer.clear();
+        // As below.
+        let _ = postcard::to_io(head, &mut self.buffer);
+        match page.push(&mut self.tail, &self.buffer) {
+            None => Ok(false),
+            Some(false) => Ok(true),
+            // A pool that sleeps has read the pipe until it was empty.
+            Some(true) => self.write(&Reply::Bell, &[]).map(|()| true),
+        }
     }
 
     fn send(&mut self, head: &Reply, body: &[u8]) -> std::io::Result<()> {
@@ -88,8 +142,9 @@ impl Stream {
             let _ = postcard::to_io(head, &mut self.buffer);
             self.buffer.extend_from_slice(body);
             // A part is not worth waking the pool for: its chunk is not done before its value comes.
+            // Nor is the last report, which the result follows.
             let pushed = match head {
-                Reply::Part { .. } => page.push_quietly(&mut self.tail, &self.buffer).map(|()| false),
+                Reply::Part { .. } | Reply::Progress { .. } => page.push_quietly(&mut self.tail, &self.buffer).map(|()| false),
                 _ => page.push(&mut self.tail, &self.buffer),
             };
             if let Some(pool_sleeps) = pushed {

@@ -70,6 +70,7 @@ impl Stage {
             last_seq: 0,
             tail: 0,
             room: Page::room_for_results(),
+            placed: 0,
         };
         let number = self.starts.fetch_add(1, Ordering::Relaxed);
         let is_hostile = number.is_multiple_of(2);
@@ -134,6 +135,7 @@ fn pool_on(stage: Stage) -> ProcessPool {
         initializer: None,
         start_timeout: Duration::from_secs(10),
         timeout_reports: false,
+        consumer_patience: Duration::from_millis(80),
     };
     let config = Config {
         max_workers: 2,

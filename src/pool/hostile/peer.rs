@@ -47,6 +47,8 @@ pub(super) struct Peer {
     pub(super) last_seq: u64,
     pub(super) tail: u64,
     pub(super) room: Room,
+    /// How many results it has put into shared memory.
+    pub(super) placed: u64,
 }
 
 /// Why a peer stops: the pool has closed its pipe, or has killed it.
@@ -141,9 +143,10 @@ impl Peer {
 
     fn say_value(&mut self, seq: u64, body: &[u8]) -> Result<(), Over> {
         let place = match body.len() {
-            LARGE.. => self.page.write_result(&mut self.room, seq, body),
+            LARGE.. => self.page.write_result(&mut self.room, self.placed + 1, body),
             _ => None,
         };
+        self.placed += u64::from(place.is_some());
         let body = if place.is_some() { &[] } else { body };
         self.say(&Reply::Value { seq, is_worn: false, ran: 0, place }, body)
     }

@@ -205,6 +205,11 @@ impl<T> Scheduler<T> {
         self.task(task).map(|task| &task.job)
     }
 
+    /// The tasks that are not resolved yet.
+    pub(super) fn jobs(&self) -> impl Iterator<Item = &T> {
+        self.tasks.iter().map(|(_, task)| &task.job)
+    }
+
     /// Which attempt at the task is the current one, from 1.
     pub(super) fn attempt(&self, task: TaskKey) -> u32 {
         self.task(task).map_or(0, |task| task.attempts)
@@ -235,16 +240,16 @@ impl<T> Scheduler<T> {
         Some(TaskKey { place, id: self.tasks.get(place as usize)?.id })
     }
 
-    /// Resolves a task as cancelled, unless it is resolved already.
-    pub(super) fn cancel(&mut self, task: TaskKey, now: Nanos, ledger: &dyn Ledger) {
+    /// Cancels a task and resolves it with this verdict, unless it is resolved already.
+    pub(super) fn cancel(&mut self, task: TaskKey, verdict: Verdict, now: Nanos, ledger: &dyn Ledger) {
         let Some(place) = self.task(task).map(|task| task.place) else { return };
         match place {
-            Place::Queued => self.resolve_queued(task.place, Verdict::Cancelled),
+            Place::Queued => self.resolve_queued(task.place, verdict),
             Place::Sent { worker, seq } => {
                 let worker = worker as usize;
                 let taken_back = ledger.take_back(worker, seq);
                 let fate = if taken_back { Fate::TakenBack } else { Fate::Abandoned };
-                self.resolve(task.place, Verdict::Cancelled);
+                self.resolve(task.place, verdict);
                 self.set_fate(worker, seq, fate);
                 if !taken_back {
                     self.actions.push(Action::Cancel { worker, seq });

@@ -261,7 +261,7 @@ fn world_with_an_answer_unread() -> (World, WorkerKey, TaskKey) {
 #[test]
 fn an_answer_that_was_on_its_way_does_not_call_off_the_end_of_a_cancelled_task() {
     let (mut world, worker, long) = world_with_an_answer_unread();
-    world.scheduler.cancel(long, world.now, &world.pages);
+    world.scheduler.cancel(long, Verdict::Cancelled, world.now, &world.pages);
     world.act();
     let (seq, _) = world.workers[&worker].inbox[0];
     let answer = Answer { is_value: true, ..Answer::default() };
@@ -280,7 +280,7 @@ fn a_worker_that_has_finished_a_cancelled_task_is_not_killed_for_it() {
     let (mut world, worker, long) = world_with_an_answer_unread();
     let (seq, _) = world.workers[&worker].inbox[1];
     world.pages.0.borrow_mut().insert((worker, seq), Page::Finished(world.now));
-    world.scheduler.cancel(long, world.now, &world.pages);
+    world.scheduler.cancel(long, Verdict::Cancelled, world.now, &world.pages);
     world.act();
     world.now += 6 * MILLISECOND;
     world.scheduler.tick(world.now, &world.pages);
@@ -294,7 +294,7 @@ fn a_worker_that_has_finished_a_cancelled_task_is_not_killed_for_it() {
 #[test]
 fn nothing_is_sent_behind_a_cancelled_task() {
     let (mut world, worker, long) = world_with_an_answer_unread();
-    world.scheduler.cancel(long, world.now, &world.pages);
+    world.scheduler.cancel(long, Verdict::Cancelled, world.now, &world.pages);
     world.act();
     submit(&mut world);
     assert_eq!(world.workers[&worker].inbox.len(), 2);

@@ -156,7 +156,7 @@ impl World {
             Event::Submit { priority, timeout, retries } => self.submit(priority, timeout, retries),
             Event::Cancel(at) => {
                 if let Some(id) = pick(self.keys.keys().copied(), at) {
-                    self.scheduler.cancel(self.keys[&id], self.now, &self.pages);
+                    self.scheduler.cancel(self.keys[&id], Verdict::Cancelled, self.now, &self.pages);
                 }
             }
             Event::Ready(at) => self.with_worker(at, Life::Starting, |world, worker| {
