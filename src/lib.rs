@@ -154,8 +154,7 @@ pub use pool::{
 };
 pub use process::{Sandbox, WorkerStdio};
 pub use task::{
-    Arguments, CodecError, CodecStage, ExitCause, Never, Panic, PanicLocation, PoolError, Priority,
-    Progress, RemoteError, Returned, StreamArguments, TaskError, TaskId, TimeoutReport, WorkerExit, Yielded,
-    Yields,
+    Arguments, CodecError, CodecStage, ExitCause, Never, Panic, PanicLocation, PoolError, Priority, Progress,
+    RemoteError, Returned, StreamArguments, TaskError, TaskId, TimeoutReport, WorkerExit, Yielded, Yields,
 };
 pub use worker::init;

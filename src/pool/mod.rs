@@ -29,9 +29,9 @@ mod times;
 pub use builder::{Builder, StartMethod};
 pub use handle::{Canceller, TaskHandle, TaskStatus};
 pub use map::Map;
-pub use progress::ProgressWatch;
 #[cfg(any(test, feature = "internals"))]
 pub(crate) use map::results_of_parts;
+pub use progress::ProgressWatch;
 #[cfg(feature = "internals")]
 pub(crate) use scheduler::cycle as scheduler_cycle;
 #[cfg(feature = "tower")]

@@ -170,9 +170,9 @@ impl Bench {
         }
         self.seq.set(seq);
         self.has_timeout.set(run.timeout.is_some());
-        let flow = run.window.map(|window| {
-            Arc::new(Flow::new(seq, window, self.max_message, self.inbox, self.replies))
-        });
+        let flow = run
+            .window
+            .map(|window| Arc::new(Flow::new(seq, window, self.max_message, self.inbox, self.replies)));
         TaskContext::enter(run, self.replies, flow);
         self.inbox.begin(seq);
         RUNNING.set((seq + 1, began));

@@ -144,7 +144,9 @@ impl Stream {
             // A part is not worth waking the pool for: its chunk is not done before its value comes.
             // Nor is the last report, which the result follows.
             let pushed = match head {
-                Reply::Part { .. } | Reply::Progress { .. } => page.push_quietly(&mut self.tail, &self.buffer).map(|()| false),
+                Reply::Part { .. } | Reply::Progress { .. } => {
+                    page.push_quietly(&mut self.tail, &self.buffer).map(|()| false)
+                }
                 _ => page.push(&mut self.tail, &self.buffer),
             };
             if let Some(pool_sleeps) = pushed {

@@ -1,0 +1,692 @@
+//! [`ProcessPool::stream`]: many values from one task, no faster than they are taken.
+
+#![cfg(target_os = "linux")]
+
+#[macro_use]
+mod common;
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use common::{Ledger, Meeting, a_worker, attend, attend_async, died, eventually, note, panicked};
+use futures::{StreamExt, TryStreamExt, poll, stream};
+use procession::worker::{self, Closed, Emit, emit};
+use procession::{Builder, Priority, ProcessPool, StartMethod, TaskError, TaskStream};
+
+both! {
+    every_shape_of_function,
+    every_kind_of_item,
+    items_come_in_order_and_none_is_missing,
+    a_window_of_one,
+    a_producer_is_held_by_the_window,
+    a_pushing_producer_is_held_too,
+    an_async_producer_is_held_and_its_runtime_is_not,
+    emitters_may_be_used_by_several_threads,
+    nothing_happens_before_the_first_poll,
+    dropping_it_ends_a_producer_that_is_held,
+    dropping_it_tells_a_producer_that_runs,
+    dropping_it_kills_a_producer_that_does_not_listen,
+    cancelled_from_elsewhere,
+    a_crash_in_mid_stream,
+    a_panic_in_mid_stream,
+    an_error_in_mid_stream,
+    time_runs_out_in_mid_stream,
+    time_in_which_it_is_held_counts,
+    large_items,
+    items_that_cannot_be_sent_fail_alone,
+    many_at_once,
+    tasks_go_by_a_stream_that_is_held,
+    in_a_bounded_queue_it_waits_for_room,
+    a_shutdown_waits_for_it,
+    a_shutdown_now_ends_it,
+    a_pool_that_is_shut_down_has_no_streams,
+    it_keeps_its_pool,
+    what_a_task_knows_of_itself,
+    sync it_may_be_taken_from_on_any_executor,
+    sync without_its_runtime_it_ends,
+}
+
+fn count(n: u64) -> impl Iterator<Item = u64> {
+    0..n
+}
+
+/// The values of a stream that has no errors.
+async fn all<T: serde::de::DeserializeOwned + 'static>(items: TaskStream<T>) -> Vec<T> {
+    items.try_collect().await.unwrap()
+}
+
+async fn every_shape_of_function(builder: Builder) {
+    let pool = builder.build().unwrap();
+    let expected: Vec<u64> = (0..100).collect();
+
+    assert_eq!(all(pool.stream(count, 100)).await, expected);
+    assert_eq!(all(pool.stream(|| 0..100_u64, ())).await, expected);
+    assert_eq!(all(pool.stream(|n: u64| 0..n, 100)).await, expected);
+    assert_eq!(all(pool.stream(|from: u64, to: u64| from..to, (0, 100))).await, expected);
+    fn eight(a: u8, b: u8, c: u8, d: u8, e: u8, f: u8, g: u8, h: u8) -> std::vec::IntoIter<u8> {
+        vec![a, b, c, d, e, f, g, h].into_iter()
+    }
+    assert_eq!(all(pool.stream(eight, (1, 2, 3, 4, 5, 6, 7, 8))).await, [1, 2, 3, 4, 5, 6, 7, 8]);
+    fn boxed(words: Vec<String>) -> Box<dyn Iterator<Item = String>> {
+        Box::new(words.into_iter().rev())
+    }
+    assert_eq!(all(pool.stream(boxed, vec!["a".into(), "b".into()])).await, ["b", "a"]);
+
+    fn checked(n: u64) -> anyhow::Result<impl Iterator<Item = u64>> {
+        anyhow::ensure!(n < 1000, "{n} is too many");
+        Ok(0..n)
+    }
+    assert_eq!(all(pool.stream(checked, 100)).await, expected);
+    let mut refused = pool.stream(checked, 1000);
+    assert_eq!(refused.next().await.unwrap().unwrap_err().to_string(), "1000 is too many");
+    assert!(refused.next().await.is_none());
+
+    async fn later(n: u64) -> impl Iterator<Item = u64> {
+        tokio::task::yield_now().await;
+        0..n
+    }
+    async fn checked_later(n: u64) -> anyhow::Result<impl Iterator<Item = u64>> {
+        checked(later(n).await.count() as u64)
+    }
+    assert_eq!(all(pool.stream(later, 100)).await, expected);
+    assert_eq!(all(pool.stream(checked_later, 100)).await, expected);
+    assert_eq!(all(pool.stream(async |n: u64| 0..n, 100)).await, expected);
+
+    fn ticks(n: u64) -> impl stream::Stream<Item = u64> {
+        stream::unfold(0, move |at| async move {
+            tokio::task::yield_now().await;
+            (at < n).then_some((at, at + 1))
+        })
+    }
+    async fn ticks_later(n: u64) -> anyhow::Result<impl stream::Stream<Item = u64>> {
+        Ok(ticks(n))
+    }
+    assert_eq!(all(pool.stream(ticks, 100)).await, expected);
+    assert_eq!(all(pool.stream(ticks_later, 100)).await, expected);
+
+    fn pushed(n: u64) -> Emit<u64> {
+        emit(move |out| {
+            for at in 0..n {
+                out.send(at)?;
+            }
+            Ok(())
+        })
+    }
+    assert_eq!(all(pool.stream(pushed, 100)).await, expected);
+    assert_eq!(all(pool.stream(|n: u64| anyhow::Ok(pushed(n)), 100)).await, expected);
+    assert_eq!(all(pool.stream(async |n: u64| pushed(n), 100)).await, expected);
+    let closure = |n: u64| emit(move |out| (0..n).try_for_each(|at| out.send(at)).map_err(Into::into));
+    assert_eq!(all(pool.stream(closure, 100)).await, expected);
+    pool.shutdown().await;
+    assert_eq!(pool.stats().workers_died(), 0);
+}
+
+async fn every_kind_of_item(builder: Builder) {
+    fn half(n: u64) -> anyhow::Result<u64> {
+        anyhow::ensure!(n % 2 == 0, "{n} is odd");
+        Ok(n / 2)
+    }
+    let pool = builder.build().unwrap();
+    let shown = |items: Vec<Result<u64, TaskError>>| {
+        let texts =
+            items.into_iter().map(|item| item.map_or_else(|error| error.to_string(), |n| n.to_string()));
+        texts.collect::<Vec<_>>()
+    };
+    let expected = ["0", "1 is odd", "1", "3 is odd", "2"];
+    assert_eq!(shown(pool.stream(|n: u64| (0..n).map(half), 5).collect().await), expected);
+    let async_items = |n: u64| stream::iter((0..n).map(half));
+    assert_eq!(shown(pool.stream(async_items, 5).collect().await), expected);
+    let pushed = |n: u64| emit(move |out| Ok((0..n).try_for_each(|at| out.send(half(at)))?));
+    assert_eq!(shown(pool.stream(pushed, 5).collect().await), expected);
+
+    // A `Result` of its own is the item.
+    let own = |n: u64| (0..n).map(|at| half(at).map_err(|error| error.to_string()));
+    let own: Vec<Result<u64, String>> = all(pool.stream(own, 2)).await;
+    assert_eq!(own, [Ok(0), Err("1 is odd".to_string())]);
+    let several = |text: String| {
+        text.chars().map(|c| (c, Some(c.to_string()), [1_u8, 2])).collect::<Vec<_>>().into_iter()
+    };
+    assert_eq!(all(pool.stream(several, "ä".to_string())).await, [('ä', Some("ä".to_string()), [1, 2])]);
+    assert_eq!(all(pool.stream(|| std::iter::repeat_n((), 70), ())).await.len(), 70);
+    assert!(all(pool.stream(std::iter::empty::<String>, ())).await.is_empty());
+    pool.shutdown().await;
+}
+
+async fn items_come_in_order_and_none_is_missing(builder: Builder) {
+    let pool = builder.build().unwrap();
+    for window in [2, 64, 10_000] {
+        let mut items = pool.stream(count, 50_000).window(window);
+        let mut next = 0;
+        while let Some(item) = items.try_next().await.unwrap() {
+            assert_eq!(item, next, "with a window of {window}");
+            next += 1;
+        }
+        assert_eq!(next, 50_000);
+    }
+    let stats = pool.stats();
+    assert_eq!((stats.submitted(), stats.succeeded()), (3, 3));
+    pool.shutdown().await;
+}
+
+async fn a_window_of_one(builder: Builder) {
+    let pool = builder.build().unwrap();
+    for window in [0, 1] {
+        assert_eq!(all(pool.stream(count, 300).window(window)).await, (0..300).collect::<Vec<_>>());
+    }
+    pool.shutdown().await;
+}
+
+/// Notes each number as it is produced.
+fn noted(ledger: String) -> impl Iterator<Item = u64> {
+    (0..).inspect(move |n| note(&ledger, n))
+}
+
+fn noted_and_pushed(ledger: String) -> Emit<u64> {
+    emit(move |out| {
+        for n in 0.. {
+            note(&ledger, n);
+            if out.send(n) == Err(Closed) {
+                note(&ledger, if out.is_closed() { "closed" } else { "open" });
+                break;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Takes some items, and sees that no more are produced ahead than the window allows.
+async fn is_held(mut items: TaskStream<u64>, ledger: &Ledger, window: usize) {
+    // This starts it, and the first item may be here that soon.
+    let mut taken = usize::from(poll!(items.next()).is_ready());
+    for _ in 0..5 {
+        // Half of a window is granted at a time, and there is one that waits to be sent.
+        let granted = taken / window.div_ceil(2) * window.div_ceil(2);
+        let ahead = granted + window + 1;
+        eventually("all is produced that may be", || ledger.lines().len() == ahead).await;
+        for _ in 0..3 {
+            assert_eq!(items.next().await.unwrap().unwrap(), taken as u64);
+            taken += 1;
+            assert!(ledger.lines().len() <= taken + window + 1);
+        }
+    }
+}
+
+async fn a_producer_is_held_by_the_window(builder: Builder) {
+    let pool = builder.build().unwrap();
+    for window in [1, 4, 7] {
+        let ledger = Ledger::new();
+        is_held(pool.stream(noted, ledger.place()).window(window), &ledger, window).await;
+    }
+    pool.shutdown().await;
+}
+
+async fn a_pushing_producer_is_held_too(builder: Builder) {
+    let pool = builder.build().unwrap();
+    let ledger = Ledger::new();
+    is_held(pool.stream(noted_and_pushed, ledger.place()).window(6), &ledger, 6).await;
+    eventually("it finds out", || ledger.lines().last().is_some_and(|line| line == "closed")).await;
+    pool.shutdown().await;
+    assert_eq!(pool.stats().workers_died(), 0);
+}
+
+async fn an_async_producer_is_held_and_its_runtime_is_not(builder: Builder) {
+    fn beside(ledger: String, meeting: String) -> impl stream::Stream<Item = u64> {
+        tokio::spawn(async move { attend_async(&meeting, "beside").await });
+        stream::iter((0..).inspect(move |n| note(&ledger, n)))
+    }
+    let pool = builder.build().unwrap();
+    let (ledger, meeting) = (Ledger::new(), Meeting::new());
+    let items = pool.stream(async |a: String, b: String| beside(a, b), (ledger.place(), meeting.place()));
+    is_held(items.window(4), &ledger, 4).await;
+    // It had to run for this while the stream was held, or will never.
+    assert_eq!(meeting.next().await.who, "beside");
+    pool.shutdown().await;
+}
+
+async fn emitters_may_be_used_by_several_threads(builder: Builder) {
+    fn from_threads(threads: u64, each: u64) -> Emit<u64> {
+        emit(move |out| {
+            std::thread::scope(|scope| {
+                for thread in 0..threads {
+                    let out = out.clone();
+                    scope.spawn(move || (0..each).try_for_each(|n| out.send(thread * each + n)));
+                }
+            });
+            Ok(())
+        })
+    }
+    fn outlives_its_task(ledger: String) -> Emit<u64> {
+        emit(move |out| {
+            let out = out.clone();
+            std::thread::spawn(move || {
+                while out.send(1).is_ok() {}
+                note(&ledger, "closed");
+            });
+            Ok(())
+        })
+    }
+    let pool = builder.workers(1).build().unwrap();
+    let mut items = all(pool.stream(from_threads, (4, 1000)).window(10)).await;
+    items.sort();
+    assert_eq!(items, (0..4000).collect::<Vec<_>>());
+
+    let ledger = Ledger::new();
+    let items = all(pool.stream(outlives_its_task, ledger.place()).window(1000)).await;
+    assert!(items.iter().all(|item| *item == 1));
+    // What its thread sends is of no task any more, and not sent: the worker goes on.
+    eventually("the thread finds out", || ledger.lines() == ["closed"]).await;
+    assert_eq!(all(pool.stream(count, 3)).await, [0, 1, 2]);
+    pool.shutdown().await;
+    assert_eq!(pool.stats().workers_died(), 0);
+}
+
+async fn nothing_happens_before_the_first_poll(builder: Builder) {
+    let pool = builder.build().unwrap();
+    let ledger = Ledger::new();
+    let items = pool.stream(noted, ledger.place());
+    assert_eq!(pool.stats().submitted(), 0);
+    assert_eq!(items.worker_pid(), None);
+    drop(items);
+    a_worker(&pool).await;
+    pool.shutdown().await;
+    assert_eq!(pool.stats().submitted(), 1);
+    assert!(ledger.lines().is_empty());
+}
+
+async fn dropping_it_ends_a_producer_that_is_held(builder: Builder) {
+    let pool = builder.workers(1).cancel_grace(Duration::from_secs(60)).build().unwrap();
+    let pid = a_worker(&pool).await;
+    let held_iterator = Ledger::new();
+    let mut items = pool.stream(noted, held_iterator.place()).window(2);
+    items.next().await.unwrap().unwrap();
+    eventually("it is held", || held_iterator.lines().len() >= 3).await;
+    drop(items);
+    let held_emitter = Ledger::new();
+    let mut items = pool.stream(noted_and_pushed, held_emitter.place()).window(2);
+    items.next().await.unwrap().unwrap();
+    drop(items);
+    let mut items = pool.stream(|| stream::repeat(1_u8), ()).window(2);
+    items.next().await.unwrap().unwrap();
+    drop(items);
+    // With a grace of a minute, it is the same worker only if they stopped.
+    assert_eq!(a_worker(&pool).await, pid);
+    assert_eq!(held_emitter.lines().last().unwrap(), "closed");
+    let stats = pool.stats();
+    assert_eq!((stats.cancelled(), stats.workers_died()), (3, 0));
+    pool.shutdown().await;
+}
+
+async fn dropping_it_tells_a_producer_that_runs(builder: Builder) {
+    fn attending(meeting: String) -> impl Iterator<Item = u64> {
+        (0..).inspect(move |n| {
+            if *n == 5 {
+                attend(&meeting, "amid the fifth");
+            }
+        })
+    }
+    let pool = builder.workers(1).cancel_grace(Duration::from_secs(60)).build().unwrap();
+    let meeting = Meeting::new();
+    let mut items = pool.stream(attending, meeting.place());
+    for n in 0..5 {
+        assert_eq!(items.next().await.unwrap().unwrap(), n);
+    }
+    let guest = meeting.next().await;
+    assert_eq!(items.worker_pid(), Some(guest.pid));
+    drop(items);
+    let next = pool.submit(std::process::id, ());
+    let pid = guest.pid;
+    drop(guest);
+    assert_eq!(next.await.unwrap(), pid);
+    pool.shutdown().await;
+    assert_eq!(pool.stats().workers_died(), 0);
+}
+
+async fn dropping_it_kills_a_producer_that_does_not_listen(builder: Builder) {
+    fn attending(meeting: String) -> impl Iterator<Item = u64> {
+        std::iter::from_fn(move || {
+            attend(&meeting, "for ever");
+            None
+        })
+    }
+    let pool = builder.cancel_grace(Duration::from_millis(10)).build().unwrap();
+    let meeting = Meeting::new();
+    let mut items = pool.stream(attending, meeting.place());
+    assert!(poll!(items.next()).is_pending());
+    let guest = meeting.next().await;
+    drop(items);
+    guest.gone().await;
+    a_worker(&pool).await;
+    pool.shutdown().await;
+}
+
+async fn cancelled_from_elsewhere(builder: Builder) {
+    let pool = builder.workers(1).build().unwrap();
+    // While it runs: what has arrived comes first.
+    let ledger = Ledger::new();
+    let mut items = pool.stream(noted, ledger.place()).window(10);
+    let canceller = items.canceller();
+    assert_eq!(canceller.id(), items.id());
+    assert_eq!(items.next().await.unwrap().unwrap(), 0);
+    canceller.cancel();
+    let mut rest: Vec<_> = items.by_ref().collect().await;
+    assert_matches!(rest.pop(), Some(Err(TaskError::Cancelled)));
+    for (n, item) in (1..).zip(rest) {
+        assert_eq!(item.unwrap(), n);
+    }
+    assert!(items.next().await.is_none());
+    // Before it is submitted.
+    let mut items = pool.stream(count, 3);
+    items.canceller().cancel();
+    assert_matches!(items.next().await, Some(Err(TaskError::Cancelled)));
+    assert!(items.next().await.is_none());
+    pool.shutdown().await;
+}
+
+/// The items that came, and the error after them.
+async fn until_error(mut items: TaskStream<u64>) -> (Vec<u64>, TaskError) {
+    let mut all: Vec<_> = items.by_ref().collect().await;
+    assert!(items.next().await.is_none() && items.next().await.is_none());
+    let error = all.pop().unwrap().unwrap_err();
+    (all.into_iter().map(Result::unwrap).collect(), error)
+}
+
+async fn a_crash_in_mid_stream(builder: Builder) {
+    let crash = |n: u64| {
+        (0..).inspect(move |at| {
+            if *at == n {
+                std::process::abort()
+            }
+        })
+    };
+    let pool = builder.build().unwrap();
+    for n in [0, 1, 40, 1000] {
+        let (items, error) = until_error(pool.stream(crash, n)).await;
+        assert_eq!(items, (0..n).collect::<Vec<_>>());
+        assert_eq!(died::<()>(Err(error)).signal(), Some(libc::SIGABRT));
+    }
+    assert_eq!(all(pool.stream(count, 3)).await, [0, 1, 2]);
+    pool.shutdown().await;
+}
+
+async fn a_panic_in_mid_stream(builder: Builder) {
+    let fall = |n: u64| (0..).inspect(move |at| assert!(*at < n, "no further than {n}"));
+    let async_fall = |n: u64| stream::iter((0..).inspect(move |at| assert!(*at < n, "no further than {n}")));
+    let pool = builder.workers(1).build().unwrap();
+    for n in [0, 40, 1000] {
+        for items in [pool.stream(fall, n), pool.stream(async_fall, n)] {
+            let (items, error) = until_error(items).await;
+            assert_eq!(items, (0..n).collect::<Vec<_>>());
+            assert_eq!(panicked::<()>(Err(error)).message(), format!("no further than {n}"));
+        }
+    }
+    pool.shutdown().await;
+    assert_eq!(pool.stats().workers_died(), 0);
+}
+
+async fn an_error_in_mid_stream(builder: Builder) {
+    fn fail(n: u64) -> Emit<u64> {
+        emit(move |out| {
+            (0..n).try_for_each(|at| out.send(at))?;
+            anyhow::bail!("no further than {n}")
+        })
+    }
+    let pool = builder.build().unwrap();
+    let (items, error) = until_error(pool.stream(fail, 100)).await;
+    assert_eq!(items, (0..100).collect::<Vec<_>>());
+    assert_matches!(error, TaskError::Failed(error) if error.to_string() == "no further than 100");
+    pool.shutdown().await;
+}
+
+async fn time_runs_out_in_mid_stream(builder: Builder) {
+    let hang = |n: u64| {
+        (0..).inspect(move |at| {
+            if *at == n {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
+        })
+    };
+    let pool = builder.build().unwrap();
+    let limit = Duration::from_millis(200);
+    let (items, error) = until_error(pool.stream(hang, 10).timeout(limit)).await;
+    assert_eq!(items, (0..10).collect::<Vec<_>>());
+    assert_matches!(error, TaskError::TimedOut { limit: told } if told == limit);
+    pool.shutdown().await;
+}
+
+async fn time_in_which_it_is_held_counts(builder: Builder) {
+    let limit = Duration::from_millis(200);
+    let pool = builder.task_timeout(limit).build().unwrap();
+    let mut items = pool.stream(count, 1_000_000).window(10);
+    assert_eq!(items.next().await.unwrap().unwrap(), 0);
+    eventually("its time is up", || pool.stats().timed_out() == 1).await;
+    let (rest, error) = until_error(items).await;
+    assert_eq!(rest, (1..=rest.len() as u64).collect::<Vec<_>>());
+    assert!(rest.len() <= 10);
+    assert_matches!(error, TaskError::TimedOut { limit: told } if told == limit);
+    pool.shutdown().await;
+}
+
+async fn large_items(builder: Builder) {
+    // Below and above what fits into the ring, the arena, and what may be under way.
+    fn blocks(sizes: Vec<usize>) -> impl Iterator<Item = Vec<u8>> {
+        sizes.into_iter().map(|size| vec![size as u8; size])
+    }
+    let pool = builder.build().unwrap();
+    let sizes: Vec<usize> = [1, 16 << 10, 32 << 10, (32 << 10) + 1, 300 << 10, 5 << 20, 1 << 20, 40 << 20, 7]
+        .into_iter()
+        .cycle()
+        .take(27)
+        .collect();
+    for window in [1, 64] {
+        let mut items = pool.stream(blocks, sizes.clone()).window(window);
+        for size in &sizes {
+            let item = items.next().await.unwrap().unwrap();
+            assert!(item.len() == *size && item.iter().all(|byte| *byte == *size as u8), "{size}");
+        }
+        assert!(items.next().await.is_none());
+    }
+    // Values that are not bytes as they are.
+    let nested = |n: u32| (0..n).map(|at| vec![(at, "text".to_string()); 20_000]);
+    let items: Vec<Vec<(u32, String)>> = all(pool.stream(nested, 5)).await;
+    assert!((0..5).zip(items).all(|(n, item)| item == vec![(n, "text".to_string()); 20_000]));
+    pool.shutdown().await;
+}
+
+async fn items_that_cannot_be_sent_fail_alone(builder: Builder) {
+    #[derive(Debug, serde::Deserialize)]
+    struct Odd(u64);
+    impl serde::Serialize for Odd {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            if self.0 % 2 == 0 {
+                return Err(serde::ser::Error::custom("it is even"));
+            }
+            serializer.serialize_newtype_struct("Odd", &self.0)
+        }
+    }
+    let pool = builder.max_message_size(1000).build().unwrap();
+    let mut items = pool.stream(|n: u64| (0..n).map(Odd), 3);
+    assert_matches!(items.next().await, Some(Err(TaskError::Codec(error))) if error.cause().contains("even"));
+    assert_eq!(items.next().await.unwrap().unwrap().0, 1);
+    assert_matches!(items.next().await, Some(Err(TaskError::Codec(_))));
+    assert!(items.next().await.is_none());
+
+    let sizes = |sizes: Vec<usize>| sizes.into_iter().map(|size| "a".repeat(size));
+    let mut items = pool.stream(sizes, vec![1000, 1001, 10]);
+    assert_eq!(items.next().await.unwrap().unwrap().len(), 1000);
+    assert_matches!(items.next().await, Some(Err(TaskError::TooLarge { size: 1001, limit: 1000 })));
+    assert_eq!(items.next().await.unwrap().unwrap().len(), 10);
+    assert!(items.next().await.is_none());
+    pool.shutdown().await;
+    assert_eq!(pool.stats().workers_died(), 0);
+}
+
+async fn many_at_once(builder: Builder) {
+    let pool = builder.build().unwrap();
+    let streams = (0..20).map(|n| all(pool.stream(count, 500 * n).window(8)));
+    for (n, items) in (0..).zip(futures::future::join_all(streams).await) {
+        assert_eq!(items, (0..500 * n).collect::<Vec<_>>());
+    }
+    // Merged, as `select_all` polls them.
+    let mut merged = stream::select_all((0..10).map(|_| pool.stream(count, 100)));
+    let mut sum = 0;
+    while let Some(item) = merged.next().await {
+        sum += item.unwrap();
+    }
+    assert_eq!(sum, 10 * 99 * 100 / 2);
+    pool.shutdown().await;
+    assert_eq!(pool.stats().succeeded(), 30);
+}
+
+async fn tasks_go_by_a_stream_that_is_held(builder: Builder) {
+    let pool = builder.build().unwrap();
+    // So that a worker is known to be quick, and is sent several tasks at a time.
+    for _ in 0..3 {
+        futures::future::join_all((0..200).map(|n: u64| pool.submit(|n: u64| n, n))).await;
+    }
+    for _ in 0..20 {
+        let mut items = pool.stream(count, 1000);
+        let first = poll!(items.next());
+        let tasks = futures::future::join_all((0..50).map(|n: u64| pool.submit(|n: u64| n, n))).await;
+        assert!(tasks.into_iter().all(|task| task.is_ok()));
+        // It may have come that soon.
+        assert_eq!(all(items).await.len(), 1000 - usize::from(first.is_ready()));
+    }
+    pool.shutdown().await;
+    assert_eq!(pool.stats().workers_died(), 0);
+}
+
+async fn in_a_bounded_queue_it_waits_for_room(builder: Builder) {
+    let pool = builder.workers(1).queue_capacity(1).build().unwrap();
+    let meeting = Meeting::new();
+    let place = meeting.place();
+    let running = pool.submit(|place: String| attend(&place, "running"), place.clone());
+    let guest = meeting.next().await;
+    let waiting = pool.submit(|| (), ());
+    assert_matches!(pool.submit(|| (), ()).await, Err(TaskError::QueueFull { capacity: 1 }));
+    let mut items = pool.stream(count, 3).priority(Priority::High);
+    assert!(poll!(items.next()).is_pending());
+    // It can be cancelled there, too.
+    let mut cancelled = pool.stream(count, 3);
+    assert!(poll!(cancelled.next()).is_pending());
+    cancelled.canceller().cancel();
+    assert_matches!(cancelled.next().await, Some(Err(TaskError::Cancelled)));
+    assert!(cancelled.next().await.is_none());
+    drop(guest);
+    assert_eq!(all(items).await, [0, 1, 2]);
+    running.await.unwrap();
+    waiting.await.unwrap();
+    pool.shutdown().await;
+    assert_eq!(pool.stats().submitted(), 3);
+}
+
+async fn a_shutdown_waits_for_it(builder: Builder) {
+    let pool = builder.build().unwrap();
+    let mut items = pool.stream(count, 5000);
+    assert_eq!(items.next().await.unwrap().unwrap(), 0);
+    let (items, ()) = tokio::join!(all(items), pool.shutdown());
+    assert_eq!(items, (1..5000).collect::<Vec<_>>());
+}
+
+/// Under the fork server alone: it has to do with the pool, and takes as long as its patience.
+#[test]
+fn a_shutdown_does_not_wait_for_a_consumer_that_waits_for_it() {
+    use common::Given;
+    common::run(async {
+        let pool = Builder::given(StartMethod::ForkServer).build().unwrap();
+        let mut held = pool.stream(count, 5000).window(10);
+        let done = pool.stream(count, 10).window(10);
+        assert_eq!(held.next().await.unwrap().unwrap(), 0);
+        let mut done = done.peekable();
+        assert!(Pin::new(&mut done).peek().await.is_some());
+        pool.shutdown().await;
+        let (rest, error) = until_error(held).await;
+        assert_eq!(rest, (1..=rest.len() as u64).collect::<Vec<_>>());
+        assert_matches!(error, TaskError::ShutDown);
+        // One that needs no more room has nothing to wait for.
+        assert_eq!(done.try_collect::<Vec<_>>().await.unwrap(), (0..10).collect::<Vec<_>>());
+    });
+}
+
+async fn a_shutdown_now_ends_it(builder: Builder) {
+    let pool = builder.build().unwrap();
+    let mut items = pool.stream(count, 5000).window(10);
+    assert_eq!(items.next().await.unwrap().unwrap(), 0);
+    let mut other = pool.stream(count, 5000).window(10);
+    assert_eq!(other.next().await.unwrap().unwrap(), 0);
+    pool.shutdown_timeout(Duration::from_millis(1)).await;
+    for items in [items, other] {
+        let (rest, error) = until_error(items).await;
+        assert_eq!(rest, (1..=rest.len() as u64).collect::<Vec<_>>());
+        assert_matches!(error, TaskError::ShutDown);
+    }
+}
+
+async fn a_pool_that_is_shut_down_has_no_streams(builder: Builder) {
+    let pool = builder.build().unwrap();
+    let mut items = pool.stream(count, 3);
+    pool.shutdown().await;
+    assert_matches!(items.next().await, Some(Err(TaskError::ShutDown)));
+    assert!(items.next().await.is_none());
+}
+
+async fn it_keeps_its_pool(builder: Builder) {
+    let pool = builder.build().unwrap();
+    let first = pool.stream(count, 1000);
+    let mut second = pool.stream(count, 1000);
+    assert_eq!(second.next().await.unwrap().unwrap(), 0);
+    drop(pool);
+    assert_eq!(all(first).await.len(), 1000);
+    assert_eq!(all(second).await.len(), 999);
+}
+
+async fn what_a_task_knows_of_itself(builder: Builder) {
+    fn tell() -> impl Iterator<Item = (u64, Option<String>, bool, u32)> {
+        let task = worker::current().unwrap();
+        let name = task.name().map(str::to_owned);
+        [(task.id().get(), name, task.deadline().is_some(), std::process::id())].into_iter()
+    }
+    let pool = builder.build().unwrap();
+    let items = pool.stream(tell, ()).name("teller").timeout(Duration::from_secs(60));
+    let (id, debug) = (items.id().get(), format!("{items:?}"));
+    assert!(debug.contains("TaskStream") && debug.contains(&id.to_string()), "{debug}");
+    let told = all(items).await.pop().unwrap();
+    assert_eq!((told.0, told.1.as_deref(), told.2), (id, Some("teller"), true));
+    assert_ne!(told.3, std::process::id());
+    pool.shutdown().await;
+}
+
+fn it_may_be_taken_from_on_any_executor(method: StartMethod) {
+    let runtime = common::multi_thread();
+    let pool = runtime.block_on(async { ProcessPool::builder().start_method(method).build().unwrap() });
+    let mut items = pool.stream(count, 2000);
+    let first = futures::executor::block_on(items.next());
+    assert_eq!(first.unwrap().unwrap(), 0);
+    let rest = std::thread::spawn(|| futures::executor::block_on(all(items))).join().unwrap();
+    assert_eq!(rest.len(), 1999);
+    runtime.block_on(pool.shutdown());
+}
+
+fn without_its_runtime_it_ends(method: StartMethod) {
+    let runtime = common::multi_thread();
+    let pool = runtime.block_on(async { ProcessPool::builder().start_method(method).build().unwrap() });
+    let mut items = pool.stream(count, 2000).window(5);
+    let late = pool.stream(count, 3);
+    assert_eq!(futures::executor::block_on(items.next()).unwrap().unwrap(), 0);
+    drop(runtime);
+    let (rest, error) = futures::executor::block_on(until_error(items));
+    assert_eq!(rest, (1..=rest.len() as u64).collect::<Vec<_>>());
+    assert_matches!(error, TaskError::ShutDown);
+    let (none, error) = futures::executor::block_on(until_error(late));
+    assert!(none.is_empty());
+    assert_matches!(error, TaskError::ShutDown);
+}
+
+#[test]
+fn a_stream_can_be_sent_and_is_not_pinned() {
+    fn check<T: Send + Unpin + 'static>(_: Option<T>) {}
+    check(None::<TaskStream<std::rc::Rc<u8>>>);
+    fn fused(items: TaskStream<u8>) -> impl futures::stream::FusedStream {
+        items
+    }
+    let _ = fused;
+}
