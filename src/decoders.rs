@@ -57,6 +57,7 @@ pub const DECODERS: &[Decoder] = &[
     decoder("whereabouts", memory::whereabouts, 256 << 10, GROWTH),
     decoder("values", values::values, AHEAD, GROWTH),
     decoder("parts", values::parts, AHEAD, 2 * GROWTH),
+    decoder("items", values::items, AHEAD, 2 * GROWTH),
     decoder("tails", values::tails, 256 << 10, GROWTH),
 ];
 

@@ -76,6 +76,34 @@ pub(super) fn parts(data: &[u8]) {
     }
 }
 
+/// The items of a stream, as they come and as they are taken.
+pub(super) fn items(data: &[u8]) {
+    let mut input = Input(data);
+    let (window, max_item) = (1 + u64::from(input.byte()), u64::from(input.byte()));
+    let stream = crate::pool::StreamItems::new(window, max_item);
+    let (mut room, mut waiting) = (window, 0);
+    while !input.is_empty() {
+        let (kind, length) = (input.byte(), usize::from(input.byte()));
+        if kind % 4 < 3 {
+            let (is_fault, body) = (kind % 4 == 2, input.bytes(length));
+            let fits = room > 0 && (is_fault || body.len() as u64 <= max_item);
+            assert_eq!(stream.add(is_fault, body), fits);
+            (room, waiting) = (room - u64::from(fits), waiting + u64::from(fits));
+            continue;
+        }
+        let Some((item, granted)) = stream.take() else {
+            assert_eq!(waiting, 0);
+            continue;
+        };
+        (room, waiting) = (room + granted, waiting - 1);
+        assert!(room + waiting <= window);
+        match item {
+            Ok(value) => drop(read_any::<(u32, String)>(value)),
+            Err(error) => assert!(!format!("{error} {error:?}").is_empty()),
+        }
+    }
+}
+
 /// The end of what was written to standard error.
 pub(super) fn tails(data: &[u8]) {
     const TAIL: usize = 8 * 1024;

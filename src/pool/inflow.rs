@@ -137,6 +137,28 @@ impl Inflow {
     }
 }
 
+/// A stream without a task, for those who look at what it makes of its items.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) struct StreamItems(Inflow);
+
+#[cfg(any(test, feature = "internals"))]
+impl StreamItems {
+    pub(crate) fn new(window: u64, max_item: u64) -> StreamItems {
+        StreamItems(Inflow::new(window, max_item))
+    }
+
+    /// Takes in an item; false if none should have come.
+    pub(crate) fn add(&self, is_fault: bool, body: &[u8]) -> bool {
+        self.0.add(is_fault, Bytes::copy_from_slice(body)).is_ok()
+    }
+
+    /// Takes an item out; what it is, and how many more may come for it.
+    pub(crate) fn take(&self) -> Option<(Result<Bytes, TaskError>, u64)> {
+        let (item, grant) = self.0.take(&mut Context::from_waker(Waker::noop()))?;
+        Some((item.into_result(), grant.unwrap_or_default().items))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,6 +28,8 @@ mod times;
 
 pub use builder::{Builder, StartMethod};
 pub use handle::{Canceller, TaskHandle, TaskStatus};
+#[cfg(any(test, feature = "internals"))]
+pub(crate) use inflow::StreamItems;
 pub use map::Map;
 #[cfg(any(test, feature = "internals"))]
 pub(crate) use map::results_of_parts;

@@ -6,6 +6,8 @@
 
 mod peer;
 mod script;
+mod served;
+mod streams;
 
 use super::scheduler::Config;
 use super::shared::{Settings, Shared, nanos};
@@ -71,6 +73,7 @@ impl Stage {
             tail: 0,
             room: Page::room_for_results(),
             placed: 0,
+            ahead: VecDeque::new(),
         };
         let number = self.starts.fetch_add(1, Ordering::Relaxed);
         let is_hostile = number.is_multiple_of(2);
@@ -169,6 +172,8 @@ enum Ask {
     Dropped(u64),
     Map(u8),
     TimedMap(u8),
+    /// So many items, with such a window, of which so many are taken.
+    Stream(u16, u8, u16),
     Pause(u8),
 }
 
@@ -191,6 +196,7 @@ fn ask() -> impl Strategy<Value = Ask> {
         1 => any::<u64>().prop_map(Ask::Dropped),
         2 => (1u8..30).prop_map(Ask::Map),
         1 => (1u8..30).prop_map(Ask::TimedMap),
+        4 => (0u16..300, 0u8..20, 0u16..400).prop_map(|(items, window, taken)| Ask::Stream(items, window, taken)),
         2 => (0u8..4).prop_map(Ask::Pause),
     ]
 }
@@ -205,6 +211,13 @@ fn add(n: u64) -> u64 {
 
 fn length(bytes: Vec<u8>) -> Vec<u8> {
     bytes
+}
+
+/// Looks until something holds for which there is no event.
+async fn eventually(mut holds: impl FnMut() -> bool) {
+    while !holds() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// What one case has come to.
@@ -227,6 +240,7 @@ impl Case {
         let mut numbers = Vec::new();
         let mut large = Vec::new();
         let mut maps = Vec::new();
+        let mut streams = Vec::new();
         for ask in asks {
             let timed = Duration::from_millis(150);
             match ask {
@@ -247,6 +261,13 @@ impl Case {
                 Ask::TimedMap(items) => {
                     maps.push((items, self.pool.map(add, 0..u64::from(items)).timeout(timed)));
                 }
+                Ask::Stream(items, window, taken) => {
+                    let all = self.pool.stream(streams::numbers, items).window(window.into());
+                    let mut all = all.timeout(3 * timed);
+                    // It is submitted with the others, among them.
+                    let first = all.next().now_or_never().flatten();
+                    streams.push((items, taken, first, all));
+                }
                 Ask::Pause(time) => tokio::time::sleep(Duration::from_millis(time.into())).await,
             }
         }
@@ -258,6 +279,9 @@ impl Case {
         }
         for (size, handle) in large {
             self.check(handle, |value| value.len() == size && value.iter().all(|byte| *byte == 7)).await;
+        }
+        for (items, taken, first, all) in streams {
+            self.tally.ended_workers += streams::check(items, taken, first, all).await;
         }
         for (items, map) in maps {
             let results: Vec<_> = map.collect().await;

@@ -1,13 +1,14 @@
 //! Peers: threads that the pool takes for workers.
 
 use super::script::{Line, Script, Spot, Step, Value};
+use super::served::Served;
 use crate::sys::monotonic_now;
-use crate::task::{Call, Fault, Host, resolve};
-use crate::wire::{Frame, FrameCodec, LARGE, PROTOCOL, Page, Reply, Request, Room, Run};
+use crate::task::{Call, Encoded, Fault, Progress, resolve};
+use crate::wire::{Frame, FrameCodec, LARGE, PROTOCOL, Page, Place, Reply, Request, Room, Run, STREAM_BYTES};
 use crate::wire::{build_identity, write_frame};
 use bytes::BytesMut;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -49,39 +50,12 @@ pub(super) struct Peer {
     pub(super) room: Room,
     /// How many results it has put into shared memory.
     pub(super) placed: u64,
+    /// Tasks that it has read while it was at another.
+    pub(super) ahead: VecDeque<Frame<Request>>,
 }
 
 /// Why a peer stops: the pool has closed its pipe, or has killed it.
 pub(super) struct Over;
-
-struct NoHost;
-
-impl Host for NoHost {
-    fn block_on<'a>(&self, _: std::pin::Pin<Box<dyn Future<Output = ()> + 'a>>) {}
-
-    fn run_item(&self, item: &mut dyn FnMut() -> Result<(), Fault>) -> Result<(), Fault> {
-        item()
-    }
-
-    fn send_part(&self, _: &[u8]) {}
-}
-
-/// Runs the items of a chunk with their parts kept, to be said by the peer.
-struct Parts(Mutex<Vec<Vec<u8>>>);
-
-impl Host for Parts {
-    fn block_on<'a>(&self, future: std::pin::Pin<Box<dyn Future<Output = ()> + 'a>>) {
-        NoHost.block_on(future);
-    }
-
-    fn run_item(&self, item: &mut dyn FnMut() -> Result<(), Fault>) -> Result<(), Fault> {
-        item()
-    }
-
-    fn send_part(&self, part: &[u8]) {
-        self.0.lock().unwrap().push(part.to_vec());
-    }
-}
 
 /// As a worker should be.
 impl Peer {
@@ -104,7 +78,9 @@ impl Peer {
     /// The next task; past the limit, the peer gives up.
     fn next_task(&mut self, limit: Option<Instant>) -> Result<(Run, Vec<u8>), Over> {
         loop {
-            if let Some(Frame { head: Request::Run(run), body }) = self.hear(limit)? {
+            let ahead = self.ahead.pop_front();
+            let frame = if ahead.is_some() { ahead } else { self.hear(limit)? };
+            if let Some(Frame { head: Request::Run(run), body }) = frame {
                 self.last_seq = run.seq;
                 return Ok((run, body.to_vec()));
             }
@@ -124,12 +100,15 @@ impl Peer {
             Some(place) => self.page.read_request(place).unwrap_or_default().into(),
             None => bytes::Bytes::copy_from_slice(body),
         };
-        let host = Parts(Mutex::default());
+        let host = Served { parts: Mutex::default(), items: run.window.map(|_| Arc::default()) };
         let mut output = Vec::new();
         let mut call = Call { input, output: &mut output, limit: u64::MAX, host: &host };
         let done = resolve(run.shim).map_or(Err(Fault::malformed_chunk()), |shim| shim(&mut call));
-        for part in host.0.into_inner().unwrap() {
+        for part in host.parts.into_inner().unwrap() {
             self.say(&Reply::Part { seq }, &part)?;
+        }
+        if let (Some(items), Some(window)) = (host.items, run.window) {
+            self.say_items(seq, window, &items.take())?;
         }
         self.page.finish(seq);
         match done {
@@ -141,14 +120,43 @@ impl Peer {
         Ok(Some(run.id))
     }
 
+    /// The items of a stream, no more than the pool has room for.
+    fn say_items(&mut self, seq: u64, window: u64, items: &[Encoded]) -> Result<(), Over> {
+        let (mut room, mut bytes) = (window, STREAM_BYTES as i64);
+        for item in items {
+            while room == 0 || bytes <= 0 {
+                let Some(frame) = self.hear(None)? else { continue };
+                match frame.head {
+                    Request::Grant { seq: granted, items, bytes: more } if granted == seq => {
+                        (room, bytes) = (room + items, bytes + more as i64);
+                    }
+                    Request::Cancel { seq: cancelled } if cancelled == seq => return Ok(()),
+                    _ => self.ahead.push_back(frame),
+                }
+            }
+            (room, bytes) = (room - 1, bytes - item.bytes.len() as i64);
+            let place = self.place(&item.bytes);
+            let body = if place.is_some() { &[][..] } else { &item.bytes };
+            let progress = Progress::new(room);
+            self.say(&Reply::Progress { seq, progress }, &[])?;
+            self.say(&Reply::Item { seq, is_fault: item.is_fault, place }, body)?;
+        }
+        Ok(())
+    }
+
     fn say_value(&mut self, seq: u64, body: &[u8]) -> Result<(), Over> {
+        let place = self.place(body);
+        let body = if place.is_some() { &[] } else { body };
+        self.say(&Reply::Value { seq, is_worn: false, ran: 0, place }, body)
+    }
+
+    fn place(&mut self, body: &[u8]) -> Option<Place> {
         let place = match body.len() {
             LARGE.. => self.page.write_result(&mut self.room, self.placed + 1, body),
             _ => None,
         };
         self.placed += u64::from(place.is_some());
-        let body = if place.is_some() { &[] } else { body };
-        self.say(&Reply::Value { seq, is_worn: false, ran: 0, place }, body)
+        place
     }
 
     fn say(&mut self, head: &Reply, body: &[u8]) -> Result<(), Over> {
@@ -213,6 +221,7 @@ impl Peer {
                 }
                 Ok(())
             }
+            Step::Flood(line, count) => (0..*count).try_for_each(|_| self.play(&Step::Record(line.clone()))),
             Step::Mark => {
                 self.page.push_in_pipe(&mut self.tail);
                 Ok(())

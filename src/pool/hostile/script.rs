@@ -1,6 +1,6 @@
 //! What a hostile peer does, as data: one step after another, made by proptest.
 
-use crate::task::{Fault, PanicReport};
+use crate::task::{Fault, PanicReport, Progress};
 use crate::wire::{PROTOCOL, Page, Place, Reply, build_identity};
 use proptest::prelude::*;
 
@@ -28,6 +28,8 @@ pub(super) enum Step {
     /// Says in the ring that the next record is in the pipe.
     Mark,
     Bells(u16),
+    /// So many of the same, one after another.
+    Flood(Line, u16),
     /// Writes to one word.
     Word(Spot, Value),
     /// Goes on writing to words all over the page, until the end.
@@ -94,7 +96,7 @@ impl Line {
         let seq = last_seq.wrapping_add_signed(self.offset.into());
         let place = self.place.map(|(at, bytes)| Place { at, bytes });
         let fault = Fault::Panicked(PanicReport { message: "hostile".into(), ..PanicReport::default() });
-        match self.kind % 10 {
+        match self.kind % 13 {
             0 => Reply::Hello { protocol: PROTOCOL, build: build_identity() },
             1 => Reply::Ready,
             2 => Reply::NotReady { fault },
@@ -103,6 +105,12 @@ impl Line {
             5 | 6 => Reply::Value { seq, is_worn: self.kind > 127, ran: u64::MAX, place },
             7 => Reply::Fault { seq, is_worn: false, dying: self.kind > 127, ran: u64::MAX, fault },
             8 => Reply::Bell,
+            9 | 10 => Reply::Item { seq, is_fault: self.kind > 127, place },
+            11 => Reply::Progress {
+                seq,
+                progress: Progress::new(seq)
+                    .with_message("x".repeat(place.map_or(0, |place| place.bytes as usize % 4096))),
+            },
             _ => Reply::Skipped { seq },
         }
     }
@@ -154,6 +162,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => line().prop_map(Step::Record),
         2 => Just(Step::Mark),
         2 => prop_oneof![1u16..3, 0u16..20_000].prop_map(Step::Bells),
+        2 => (line(), 1u16..300).prop_map(|(line, count)| Step::Flood(line, count)),
         4 => (spot(), value()).prop_map(|(spot, value)| Step::Word(spot, value)),
         2 => any::<u64>().prop_map(Step::Haunt),
         1 => line().prop_map(Step::Daughter),

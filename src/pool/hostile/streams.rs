@@ -1,0 +1,210 @@
+//! Streams of hostile peers, and of honest ones.
+
+use super::super::TaskStream;
+use crate::task::TaskError;
+use futures::StreamExt;
+
+pub(super) fn numbers(items: u16) -> impl Iterator<Item = u64> {
+    (0..items).map(u64::from)
+}
+
+/// Takes items, and then drops the stream. Whoever sends them, there is an end, and nothing after it.
+///
+/// How many workers that may have cost their lives without any fault of theirs.
+pub(super) async fn check(
+    items: u16,
+    taken: u16,
+    first: Option<Result<u64, TaskError>>,
+    mut stream: TaskStream<u64>,
+) -> usize {
+    // An item's own error is no end: only what honest peers send is known.
+    let mut all: Vec<_> = first.into_iter().collect();
+    while all.len() < usize::from(taken) {
+        match stream.next().await {
+            Some(item) => all.push(item),
+            None => {
+                assert!(stream.next().await.is_none());
+                break;
+            }
+        }
+    }
+    let is_whole = all.len() == usize::from(items) && all.iter().all(Result::is_ok);
+    usize::from(!is_whole)
+}
+
+mod cases {
+    use super::super::script::{Line, Script, Step};
+    use super::super::{Stage, pool_on};
+    use super::*;
+    use crate::task::{ExitCause, Fault};
+    use crate::{ProcessPool, Progress};
+    use futures::future::FutureExt;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    // Which reply a line makes.
+    const VALUE: u8 = 5;
+    const ITEM: u8 = 9;
+    const FAULT_ITEM: u8 = 13 * 12 + 9;
+    const PROGRESS: u8 = 11;
+
+    fn line(kind: u8, body: &[u8]) -> Line {
+        Line { kind, offset: 0, place: None, body: body.to_vec() }
+    }
+
+    /// Has a peer begin the first task and then take some steps, with honest ones after it.
+    fn with_peer<F: Future<Output = ()>>(steps: Vec<Step>, body: impl FnOnce(ProcessPool) -> F) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let steps = [vec![Step::Take(None)], steps].concat();
+            let script = Script { greets: true, steps, lingers: true };
+            let stage = Stage {
+                scripts: Mutex::new([script].into()),
+                starts: AtomicUsize::new(0),
+                record: Arc::default(),
+                hostile: Arc::default(),
+            };
+            let pool = pool_on(stage);
+            let played = async {
+                body(pool.clone()).await;
+                pool.shutdown().await;
+            };
+            tokio::time::timeout(super::super::PATIENCE, played).await.expect("hangs");
+        });
+    }
+
+    /// The items that come before a peer is ended for what it has said.
+    async fn until_violation(pool: ProcessPool, window: usize) -> Vec<Result<u64, TaskError>> {
+        let mut stream = pool.stream(numbers, 3).window(window);
+        // This starts it; nothing else is taken before the peer has done whatever it does.
+        let mut all: Vec<_> = stream.next().now_or_never().flatten().into_iter().collect();
+        super::super::eventually(|| pool.stats().workers_died() == 1).await;
+        all.extend(stream.by_ref().collect::<Vec<_>>().await);
+        assert!(stream.next().await.is_none());
+        match all.pop() {
+            Some(Err(TaskError::WorkerDied(exit))) => assert_eq!(exit.cause(), ExitCause::ProtocolViolation),
+            other => panic!("{other:?}"),
+        }
+        // An honest one does it for the next.
+        assert_eq!(pool.stream(numbers, 3).count().await, 3);
+        all
+    }
+
+    #[test]
+    fn more_items_than_there_is_room_for() {
+        with_peer(vec![Step::Flood(line(ITEM, &[7]), 11)], async |pool| {
+            let items = until_violation(pool, 10).await;
+            assert!(items.len() == 10 && items.into_iter().all(|item| item.unwrap() == 7));
+        });
+    }
+
+    #[test]
+    fn more_bytes_than_there_is_room_for() {
+        // Through the pipe, as they would not fit into the ring at once.
+        let large = [Step::Mark, Step::Frame(line(ITEM, &[0; 250_000]))];
+        with_peer(std::iter::repeat_n(large, 30).flatten().collect(), async |pool| {
+            let items = until_violation(pool, 1000).await;
+            assert_eq!(items.len(), (4 << 20) / 250_000 + 1);
+        });
+    }
+
+    #[test]
+    fn items_after_the_end() {
+        let end = Step::Record(line(VALUE, &[]));
+        with_peer(vec![Step::Record(line(ITEM, &[7])), end, Step::Record(line(ITEM, &[7]))], async |pool| {
+            let items: Vec<_> = pool.stream(numbers, 3).collect().await;
+            assert!(matches!(items[..], [Ok(7)]), "{items:?}");
+            super::super::eventually(|| pool.stats().workers_died() == 1).await;
+        });
+    }
+
+    #[test]
+    fn items_of_a_task_that_is_no_stream() {
+        with_peer(vec![Step::Record(line(ITEM, &[7]))], async |pool| {
+            match pool.submit(super::super::add, 1).await {
+                Err(TaskError::WorkerDied(exit)) => assert_eq!(exit.cause(), ExitCause::ProtocolViolation),
+                other => panic!("{other:?}"),
+            }
+        });
+    }
+
+    #[test]
+    fn items_that_are_none() {
+        let fault = postcard::to_stdvec(&Fault::Cancelled).unwrap();
+        let steps = vec![
+            Step::Record(line(ITEM, &[])),
+            Step::Record(line(ITEM, &[1, 2, 3])),
+            Step::Record(line(FAULT_ITEM, &[0xff; 100])),
+            Step::Record(line(FAULT_ITEM, &fault)),
+            Step::Record(line(ITEM, &[7])),
+            Step::Record(line(VALUE, &[1, 2, 3])),
+        ];
+        with_peer(steps, async |pool| {
+            let items: Vec<_> = pool.stream(numbers, 3).collect().await;
+            assert!(
+                matches!(
+                    items[..],
+                    [
+                        Err(TaskError::Codec(_)),
+                        Err(TaskError::Codec(_)),
+                        Err(TaskError::Codec(_)),
+                        Err(TaskError::Cancelled),
+                        Ok(7)
+                    ]
+                ),
+                "{items:?}"
+            );
+        });
+    }
+
+    #[test]
+    fn items_that_nobody_wants_any_more() {
+        with_peer(
+            vec![Step::Flood(line(ITEM, &[7]), 10), Step::Pause(250), Step::Flood(line(ITEM, &[7]), 100)],
+            async |pool| {
+                let mut stream = pool.stream(numbers, 3).window(10);
+                assert_eq!(stream.next().await.unwrap().unwrap(), 7);
+                drop(stream);
+                super::super::eventually(|| pool.stats().running() == 0).await;
+                assert_eq!(pool.stats().cancelled(), 1);
+            },
+        );
+    }
+
+    #[test]
+    fn a_flood_of_reports() {
+        with_peer(
+            vec![Step::Flood(line(PROGRESS, &[]), 5000), Step::Record(line(VALUE, &[7]))],
+            async |pool| {
+                let task = pool.submit(super::super::add, 1);
+                let watch = task.progress();
+                assert_eq!(task.await.unwrap(), 7);
+                assert_eq!(watch.latest(), Some(Progress::new(1)));
+            },
+        );
+    }
+
+    #[test]
+    fn a_report_that_is_too_long() {
+        let long = Line { place: Some((0, 1025)), ..line(PROGRESS, &[]) };
+        with_peer(vec![Step::Record(long)], async |pool| {
+            assert!(matches!(pool.submit(super::super::add, 1).await, Err(TaskError::WorkerDied(_))));
+        });
+    }
+
+    #[test]
+    fn a_shutdown_does_not_wait_for_ever_for_a_consumer() {
+        with_peer(vec![Step::Flood(line(ITEM, &[7]), 10)], async |pool| {
+            let mut stream = pool.stream(numbers, 3).window(10);
+            assert_eq!(stream.next().await.unwrap().unwrap(), 7);
+            // With one taken there is room for no more, by the grant that is not due.
+            let honest = pool.stream(numbers, 100).window(10);
+            let mut honest = std::pin::pin!(honest.peekable());
+            assert!(honest.as_mut().peek().await.is_some());
+            tokio::time::timeout(Duration::from_secs(20), pool.shutdown()).await.unwrap();
+            let ends: Vec<_> = honest.collect().await;
+            assert!(matches!(ends.last(), Some(Err(TaskError::ShutDown))), "{ends:?}");
+        });
+    }
+}
