@@ -14,4 +14,6 @@ fn misuse_does_not_compile() {
     cases.compile_fail("tests/ui/wrong_argument_type.rs");
     cases.compile_fail("tests/ui/wrong_number_of_arguments.rs");
     cases.compile_fail("tests/ui/borrowed_argument.rs");
+    cases.compile_fail("tests/ui/stream_of_one_value.rs");
+    cases.compile_fail("tests/ui/stream_item_not_serializable.rs");
 }

@@ -48,7 +48,8 @@ pub trait StreamArguments<F, M>: Serialize + DeserializeOwned + 'static {
 /// * a future of one of these, as an `async fn` returns.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` yields no items for a stream",
-    label = "neither an iterator, nor a `futures::Stream`, nor what `worker::emit` makes, nor an `anyhow::Result` or a future of these",
+    label = "no iterator or `futures::Stream` of serializable items, nor what `worker::emit` makes, nor an `anyhow::Result` or a future of one of these",
+    note = "its items must be `serde::Serialize + serde::de::DeserializeOwned`, or an `anyhow::Result` of such a type",
     note = "of a collection, return `.into_iter()`; for one value, use `submit`"
 )]
 pub trait Yields<M> {
