@@ -126,6 +126,12 @@ impl Inflow {
         Some((item, grant))
     }
 
+    /// Nobody will take any more.
+    pub(super) fn clear(&self) {
+        let items = std::mem::take(&mut self.lock().items);
+        drop(items);
+    }
+
     /// How many items were ever taken, if the worker waits for more to be taken.
     pub(super) fn held_up_at(&self) -> Option<u64> {
         let state = self.lock();

@@ -7,7 +7,7 @@ use super::inflow::Inflow;
 use super::progress::{self, ProgressWatch, Talker, talker};
 use super::shared::{Order, Shared};
 use super::submit::{Permit, bounded_name};
-use crate::task::{CodecStage, Fault, Label, Priority, TaskError, TaskId, TaskRef, from_body};
+use crate::task::{CodecStage, Fault, Label, Priority, TaskError, TaskId, TaskRef, TimeoutReport, from_body};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FusedStream, Stream};
@@ -178,6 +178,12 @@ impl<T> TaskStream<T> {
         Some(pid)
     }
 
+    /// Where the task was when its time ran out, as
+    /// [`TaskHandle::timeout_report`](crate::TaskHandle::timeout_report) tells it.
+    pub fn timeout_report(&self) -> Option<TimeoutReport> {
+        self.remote.cell.get()?.timeout_report().cloned()
+    }
+
     /// Gets the task submitted.
     fn poll_start(&mut self, context: &mut Context<'_>) -> Poll<Result<(), TaskError>> {
         loop {
@@ -293,8 +299,12 @@ impl<T> Drop for TaskStream<T> {
     fn drop(&mut self) {
         match &self.stage {
             Stage::New(_) | Stage::Reserving(..) => self.end_talk(),
-            Stage::Running(cell) => cell.shared.cancel(cell),
-            Stage::Ending(..) | Stage::Ended => {}
+            Stage::Running(cell) | Stage::Ending(cell, _) => {
+                cell.shared.cancel(cell);
+                // Others may still hold the task.
+                cell.inflow().into_iter().for_each(Inflow::clear);
+            }
+            Stage::Ended => {}
         }
     }
 }

@@ -50,6 +50,8 @@ struct Stage {
     record: Arc<Record>,
     /// Hostile peers that are not over.
     hostile: Arc<AtomicUsize>,
+    /// Whether peers share a page with the pool.
+    has_pages: bool,
 }
 
 impl Stage {
@@ -66,6 +68,7 @@ impl Stage {
             results: Some(Arc::new(results_in.into())),
             stderr: theirs,
             page: Arc::new(Page::open(file.as_fd())?),
+            shares_page: self.has_pages,
             killed: killed.clone(),
             ends_at: None,
             heard: BytesMut::new(),
@@ -82,7 +85,7 @@ impl Stage {
             pid: number as u32,
             requests: pipe::Sender::from_owned_fd(requests_in)?,
             results: pipe::Receiver::from_owned_fd(results_out)?,
-            page: Some(page),
+            page: self.has_pages.then_some(page),
             stdout,
             stderr,
             probe: None,
@@ -373,6 +376,7 @@ fn play(scripts: Vec<Script>, asks: Vec<Ask>, finish: Finish) {
             starts: AtomicUsize::new(0),
             record: Arc::clone(&record),
             hostile: Arc::clone(&hostile),
+            has_pages: true,
         };
         let case = Case { pool: pool_on(stage), record, hostile, tally: Tally::default() };
         let played = tokio::time::timeout(PATIENCE, case.play(asks, finish)).await;

@@ -40,6 +40,8 @@ pub(super) struct Peer {
     pub(super) results: Option<Arc<std::fs::File>>,
     pub(super) stderr: Option<OwnedFd>,
     pub(super) page: Arc<Page>,
+    /// Whether the pool sees that page, too.
+    pub(super) shares_page: bool,
     pub(super) killed: Arc<AtomicBool>,
     /// When it ends by itself.
     pub(super) ends_at: Option<Instant>,
@@ -93,7 +95,9 @@ impl Peer {
     /// Does a task; its number in the pool, if it was not taken back.
     fn serve(&mut self, run: Run, body: &[u8]) -> Result<Option<u64>, Over> {
         let seq = run.seq;
-        if !self.page.begin(seq, monotonic_now()) {
+        if !self.shares_page {
+            self.write(&Reply::Began { seq }, &[])?;
+        } else if !self.page.begin(seq, monotonic_now()) {
             return self.say(&Reply::Skipped { seq }, &[]).map(|()| None);
         }
         let input = match run.place {
@@ -152,7 +156,7 @@ impl Peer {
 
     fn place(&mut self, body: &[u8]) -> Option<Place> {
         let place = match body.len() {
-            LARGE.. => self.page.write_result(&mut self.room, self.placed + 1, body),
+            LARGE.. if self.shares_page => self.page.write_result(&mut self.room, self.placed + 1, body),
             _ => None,
         };
         self.placed += u64::from(place.is_some());
@@ -160,6 +164,9 @@ impl Peer {
     }
 
     fn say(&mut self, head: &Reply, body: &[u8]) -> Result<(), Over> {
+        if !self.shares_page {
+            return self.write(head, body);
+        }
         match self.push(head, body) {
             Some(true) => return self.write(&Reply::Bell, &[]),
             Some(false) => return Ok(()),

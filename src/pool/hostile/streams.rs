@@ -39,6 +39,7 @@ mod cases {
     use crate::task::{ExitCause, Fault};
     use crate::{ProcessPool, Progress};
     use futures::future::FutureExt;
+    use std::collections::VecDeque;
     use std::sync::atomic::AtomicUsize;
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
@@ -55,17 +56,25 @@ mod cases {
 
     /// Has a peer begin the first task and then take some steps, with honest ones after it.
     fn with_peer<F: Future<Output = ()>>(steps: Vec<Step>, body: impl FnOnce(ProcessPool) -> F) {
+        let steps = [vec![Step::Take(None)], steps].concat();
+        with_stage([Script { greets: true, steps, lingers: true }].into(), true, body);
+    }
+
+    fn with_stage<F: Future<Output = ()>>(
+        scripts: VecDeque<Script>,
+        has_pages: bool,
+        body: impl FnOnce(ProcessPool) -> F,
+    ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let steps = [vec![Step::Take(None)], steps].concat();
-            let script = Script { greets: true, steps, lingers: true };
-            let stage = Stage {
-                scripts: Mutex::new([script].into()),
-                starts: AtomicUsize::new(0),
+            let (scripts, starts) = (Mutex::new(scripts), AtomicUsize::new(0));
+            let pool = pool_on(Stage {
+                scripts,
+                starts,
                 record: Arc::default(),
                 hostile: Arc::default(),
-            };
-            let pool = pool_on(stage);
+                has_pages,
+            });
             let played = async {
                 body(pool.clone()).await;
                 pool.shutdown().await;
@@ -89,6 +98,27 @@ mod cases {
         // An honest one does it for the next.
         assert_eq!(pool.stream(numbers, 3).count().await, 3);
         all
+    }
+
+    /// As where the workers are on another machine.
+    #[test]
+    fn without_shared_memory_all_goes_through_the_pipes() {
+        with_stage(VecDeque::new(), false, async |pool| {
+            let mut stream = pool.stream(numbers, 1000).window(10);
+            let progress = stream.progress();
+            for n in 0..1000 {
+                assert_eq!(stream.next().await.unwrap().unwrap(), n);
+            }
+            assert!(stream.next().await.is_none());
+            assert!(progress.latest().is_some());
+            let large = pool.stream(|n: usize| (0..n).map(|n| vec![n as u8; n << 18]), 10);
+            let sizes: Vec<_> = large.map(|item| item.unwrap().len()).collect().await;
+            assert_eq!(sizes, (0..10).map(|n| n << 18).collect::<Vec<_>>());
+            let mut dropped = pool.stream(numbers, 1000).window(10);
+            assert_eq!(dropped.next().await.unwrap().unwrap(), 0);
+            drop(dropped);
+            assert_eq!(pool.submit(super::super::add, 1).await.unwrap(), 2);
+        });
     }
 
     #[test]
