@@ -63,9 +63,7 @@ async fn every_shape_of_function(builder: Builder) {
     assert_eq!(all(pool.stream(|| 0..100_u64, ())).await, expected);
     assert_eq!(all(pool.stream(|n: u64| 0..n, 100)).await, expected);
     assert_eq!(all(pool.stream(|from: u64, to: u64| from..to, (0, 100))).await, expected);
-    fn eight(a: u8, b: u8, c: u8, d: u8, e: u8, f: u8, g: u8, h: u8) -> std::vec::IntoIter<u8> {
-        vec![a, b, c, d, e, f, g, h].into_iter()
-    }
+    let eight = |a: u8, b: u8, c: u8, d: u8, e: u8, f: u8, g: u8, h: u8| [a, b, c, d, e, f, g, h].into_iter();
     assert_eq!(all(pool.stream(eight, (1, 2, 3, 4, 5, 6, 7, 8))).await, [1, 2, 3, 4, 5, 6, 7, 8]);
     fn boxed(words: Vec<String>) -> Box<dyn Iterator<Item = String>> {
         Box::new(words.into_iter().rev())
@@ -123,7 +121,7 @@ async fn every_shape_of_function(builder: Builder) {
 
 async fn every_kind_of_item(builder: Builder) {
     fn half(n: u64) -> anyhow::Result<u64> {
-        anyhow::ensure!(n % 2 == 0, "{n} is odd");
+        anyhow::ensure!(n.is_multiple_of(2), "{n} is odd");
         Ok(n / 2)
     }
     let pool = builder.build().unwrap();
@@ -497,7 +495,7 @@ async fn items_that_cannot_be_sent_fail_alone(builder: Builder) {
     struct Odd(u64);
     impl serde::Serialize for Odd {
         fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            if self.0 % 2 == 0 {
+            if self.0.is_multiple_of(2) {
                 return Err(serde::ser::Error::custom("it is even"));
             }
             serializer.serialize_newtype_struct("Odd", &self.0)

@@ -179,6 +179,38 @@ impl Builder {
     /// fills, copy-on-write, and start with it at once. It has the shape of a task that is not
     /// async; its value is dropped.
     ///
+    /// This is the place for what is expensive and only read, such as a model: kept in a static, it is
+    /// in memory once, for all workers, and workers have it as soon as they start. What a worker
+    /// writes to it becomes that worker's own, page by page; so does what changes by being looked at, such
+    /// as counts of references. `examples/shared_model.rs` measures it against an
+    /// [`initializer`](Builder::initializer), which makes it in each worker.
+    ///
+    /// ```
+    /// use procession::ProcessPool;
+    /// use std::sync::OnceLock;
+    ///
+    /// static MODEL: OnceLock<Vec<u64>> = OnceLock::new();
+    ///
+    /// fn load(weights: u64) {
+    ///     MODEL.get_or_init(|| (0..weights).collect());
+    /// }
+    ///
+    /// fn score(input: usize) -> u64 {
+    ///     MODEL.get().expect("it is loaded before any task")[input]
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// let pool = ProcessPool::builder().preload(load, 1 << 20).build()?;
+    /// assert_eq!(pool.submit(score, 7).await?, 7);
+    /// assert!(MODEL.get().is_none()); // it is in the workers, not here
+    /// # pool.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [`StartMethod::Spawn`] has no fork server: [`build`](Builder::build) refuses the two together.
+    ///
     /// It must not leave a thread behind, since a process with several threads cannot be forked
     /// safely. If it does, or fails, tasks fail as [`TaskError::PoolBroken`].
     #[track_caller]

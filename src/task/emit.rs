@@ -55,8 +55,10 @@ pub(crate) trait Outflow: Send + Sync {
 /// [`emit`](crate::worker::emit).
 #[must_use = "it does nothing unless a task's function returns it"]
 pub struct Emit<T> {
-    pub(super) produce: Box<dyn FnOnce(&Emitter<T>) -> anyhow::Result<()>>,
+    pub(super) produce: Produce<T>,
 }
+
+type Produce<T> = Box<dyn FnOnce(&Emitter<T>) -> anyhow::Result<()>>;
 
 impl<T> fmt::Debug for Emit<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,7 +114,8 @@ pub struct Emitter<T> {
 
 impl<T> Emitter<T> {
     /// Sends an item, and waits while the consumer is behind by as many as the stream's
-    /// [`window`](crate::TaskStream::window).
+    /// [`window`](crate::TaskStream::window). It blocks its thread, so an async function should return a
+    /// [`futures::Stream`] rather than call this.
     ///
     /// An item that cannot be encoded, or is larger than
     /// [`Builder::max_message_size`](crate::Builder::max_message_size), does not fail here: the

@@ -134,3 +134,96 @@ impl fmt::Debug for Flow {
         f.debug_struct("Flow").field("seq", &self.seq).finish_non_exhaustive()
     }
 }
+
+/// Where there is no memory shared with the pool.
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::super::reports::Reports;
+    use super::*;
+    use crate::task::Progress;
+    use crate::wire::{FrameCodec, Reply};
+    use bytes::BytesMut;
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use std::fs::File;
+    use std::io::Read;
+    use std::sync::Arc;
+    use tokio_util::codec::Decoder;
+
+    struct Scene {
+        results: File,
+        heard: BytesMut,
+        inbox: &'static Inbox,
+        replies: &'static Replies,
+        _requests: File,
+    }
+
+    impl Scene {
+        fn new() -> Scene {
+            let (results, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            let (requests_out, requests) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            let replies = Box::leak(Box::new(Replies::new(theirs, None)));
+            let inbox = Box::leak(Box::new(Inbox::new(requests_out)));
+            let (results, _requests) = (results.into(), requests.into());
+            Scene { results, heard: BytesMut::new(), inbox, replies, _requests }
+        }
+
+        fn next(&mut self) -> (Reply, Vec<u8>) {
+            loop {
+                if let Some(frame) = FrameCodec::new(1 << 20).decode(&mut self.heard).unwrap() {
+                    return (frame.head, frame.body.to_vec());
+                }
+                let mut bytes = [0; 4096];
+                let read = self.results.read(&mut bytes).unwrap();
+                self.heard.extend_from_slice(&bytes[..read]);
+            }
+        }
+    }
+
+    fn item(number: u8) -> Encoded {
+        Encoded { is_fault: false, bytes: vec![number; 40_000] }
+    }
+
+    #[test]
+    fn items_go_through_the_pipe_as_far_as_there_is_room() {
+        let mut scene = Scene::new();
+        let flow = Arc::new(Flow::new(7, 2, 1 << 20, scene.inbox, scene.replies));
+        let sender = flow.clone();
+        let sent = std::thread::spawn(move || (0..100).map_while(|n| sender.send(&item(n)).ok()).count());
+        for number in 0..10 {
+            let (reply, body) = scene.next();
+            assert!(matches!(reply, Reply::Item { seq: 7, is_fault: false, place: None }), "{reply:?}");
+            assert_eq!(body, item(number).bytes);
+            if number % 2 == 1 && number < 9 {
+                flow.grant(2, 80_000);
+            }
+        }
+        assert!(!flow.is_closed());
+        flow.close();
+        assert_eq!(sent.join().unwrap(), 10);
+        assert!(flow.send(&item(0)).is_err());
+    }
+
+    #[test]
+    fn a_report_never_waits_for_room_in_the_pipe() {
+        let mut scene = Scene::new();
+        let reports = Reports::new(7, scene.replies);
+        let flow = Arc::new(Flow::new(7, 100, 1 << 20, scene.inbox, scene.replies));
+        let sender = flow.clone();
+        // More than fits, so that this thread is held up with the pipe full.
+        let sent = std::thread::spawn(move || (0..3).try_for_each(|n| sender.send(&item(n))));
+        let full = |scene: &Scene| rustix::io::ioctl_fionread(&scene.results).unwrap() >= 60_000;
+        while !full(&scene) {
+            std::thread::yield_now();
+        }
+        for done in 0..10 {
+            reports.report(Progress::new(done));
+        }
+        for number in 0..3 {
+            assert_eq!(scene.next().1, item(number).bytes);
+        }
+        sent.join().unwrap().unwrap();
+        reports.finish();
+        let (reply, _) = scene.next();
+        assert!(matches!(reply, Reply::Progress { seq: 7, progress } if progress == Progress::new(9)));
+    }
+}
