@@ -48,6 +48,14 @@ fn good(n: u64) -> (u32, u64) {
     (std::process::id(), n + 1)
 }
 
+fn culprit_of(outcome: &Outcome) -> u32 {
+    match outcome {
+        Ok((pid, _)) => *pid,
+        Err(TaskError::WorkerDied(exit)) => exit.pid(),
+        Err(error) => panic!("it never ran: {error}"),
+    }
+}
+
 /// Runs a hostile task, with others beside it and after it, and looks that these are well and that
 /// the program is none the worse for it; what the task came to.
 async fn suffer<F, M>(builder: Builder, hostile: F) -> Outcome
@@ -59,14 +67,25 @@ where
     pool.warm_up().await.unwrap();
     let before = peak_memory();
     let start = Instant::now();
-    let task = pool.task(hostile, 0x9E37_79B9_7F4A_7C15).timeout(TIME).submit();
+    let mut task = pool.task(hostile, 0x9E37_79B9_7F4A_7C15).timeout(TIME).submit();
     let mut culprit = None;
     eventually("it begins", || {
         culprit = task.worker_pid();
         culprit.is_some() || task.is_finished()
     })
     .await;
-    let culprit = culprit.expect("a hostile task can be seen to run");
+    // One that has ended before it could be seen to run has told what its process was.
+    let mut early = None;
+    let culprit = match culprit {
+        Some(pid) => pid,
+        None => culprit_of(early.insert((&mut task).await)),
+    };
+    let task = async {
+        match early {
+            Some(outcome) => outcome,
+            None => task.await,
+        }
+    };
     let beside = async {
         for n in 0..40 {
             let outcome = pool.submit(good, n).await;
