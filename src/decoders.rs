@@ -53,6 +53,7 @@ pub const DECODERS: &[Decoder] = &[
     decoder("replies", memory::replies, AHEAD, GROWTH),
     decoder("ring", memory::ring, 1 << 20, GROWTH),
     decoder("places", memory::places, 34 << 20, GROWTH),
+    decoder("voice", values::voice, AHEAD, 2 * GROWTH),
     decoder("slots", memory::slots, 64 << 10, GROWTH),
     decoder("whereabouts", memory::whereabouts, 256 << 10, GROWTH),
     decoder("values", values::values, AHEAD, GROWTH),

@@ -122,6 +122,13 @@
 //! bound what it uses up. See [`Sandbox`], the recipe in [`guide::recipes`], and
 //! `examples/untrusted_images.rs`.
 //!
+//! ## What tasks log
+//!
+//! With the features `tracing` and `log`, the spans, events and log records of tasks arrive at the subscriber
+//! and the logger of your program, in the span in which the task was submitted. [`TraceContext`] goes along
+//! with a task to a tracer of the worker's own. `docs/observability.md` in the repository has the details, and
+//! `examples/tracing.rs` shows what it looks like.
+//!
 //! ## Signals
 //!
 //! Ctrl-C, SIGTERM and SIGHUP are for your program: workers neither die before it has decided, nor
@@ -155,6 +162,7 @@ pub use pool::{
 pub use process::{Sandbox, WorkerStdio};
 pub use task::{
     Arguments, CodecError, CodecStage, ExitCause, Never, Panic, PanicLocation, PoolError, Priority, Progress,
-    RemoteError, Returned, StreamArguments, TaskError, TaskId, TimeoutReport, WorkerExit, Yielded, Yields,
+    RemoteError, Returned, StreamArguments, TaskError, TaskId, TimeoutReport, TraceContext,
+    TraceContextError, WorkerExit, Yielded, Yields,
 };
 pub use worker::init;

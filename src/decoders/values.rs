@@ -121,3 +121,28 @@ pub(super) fn tails(data: &[u8]) {
     }
     assert_eq!(tail.text(), String::from_utf8_lossy(&written));
 }
+
+/// What a task has logged.
+pub(super) fn voice(data: &[u8]) {
+    use crate::wire::voice::{Head, LONGEST_NAME, MOST_CAUSES, MOST_FIELDS, Value, What};
+    let Some((head, rest)) = crate::wire::voice::read_head(data) else { return };
+    match &head.what {
+        What::Event { site, .. } | What::Span { site, .. } => {
+            let texts = [Some(site.name), Some(site.target), site.module, site.file];
+            assert!(texts.into_iter().flatten().all(|text| text.len() <= LONGEST_NAME));
+            assert!(site.fields.len() <= MOST_FIELDS);
+        }
+        What::Log { target, .. } => assert!(target.len() <= LONGEST_NAME),
+        What::Nothing | What::Recorded { .. } | What::Follows { .. } => {}
+    }
+    let bytes = postcard::to_stdvec(&head).expect("what was read can be written");
+    let (again, _) = postcard::take_from_bytes::<Head<'_>>(&bytes).expect("what is written is a head");
+    assert_eq!(format!("{head:?}"), format!("{again:?}"));
+    let values = crate::wire::voice::read_values(rest);
+    let pairs = crate::wire::voice::read_pairs(rest);
+    assert!(values.len() <= MOST_FIELDS && pairs.len() <= MOST_FIELDS);
+    let causes = values.iter().map(|(_, value)| value).chain(pairs.iter().map(|(_, value)| value));
+    assert!(
+        causes.into_iter().all(|value| !matches!(value, Value::Error(causes) if causes.len() > MOST_CAUSES))
+    );
+}

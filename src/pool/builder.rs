@@ -6,9 +6,10 @@ mod watch;
 use super::inquiry::INQUIRY_LIMIT;
 use super::scheduler::Config;
 use super::shared::{Settings, Shared, nanos};
+use super::voice::Forwarding;
 use super::{ProcessPool, clock};
 use crate::process::{ForkServer, Launch, Limits, Preload, Spawn, Start, WorkerStdio};
-use crate::task::{Arguments, PoolError, TaskError, TaskRef};
+use crate::task::{Arguments, PoolError, TaskError, TaskRef, TraceContext};
 use bytes::Bytes;
 use std::ffi::OsStr;
 use std::panic::AssertUnwindSafe;
@@ -91,6 +92,8 @@ pub struct Builder {
     runtime: Option<Handle>,
     name: String,
     timeline: Option<PathBuf>,
+    forwarding: Forwarding,
+    trace_context: Option<fn() -> Option<TraceContext>>,
 }
 
 /// A function to be called in another process, or why it cannot be.
@@ -118,6 +121,8 @@ impl Default for Builder {
             runtime: None,
             name: "default".into(),
             timeline: None,
+            forwarding: Forwarding::default(),
+            trace_context: None,
         }
     }
 }
@@ -355,6 +360,49 @@ impl Builder {
     }
 }
 
+/// What tasks have to say.
+impl Builder {
+    /// Whether spans, events and log records of tasks arrive at the subscriber and the logger of your
+    /// program; true by default. Only with the features `tracing` and `log`.
+    ///
+    /// `docs/observability.md` in the repository tells what arrives, and when a worker's own subscriber or
+    /// logger goes before. Set this to false for tasks that set one themselves: in a worker that has
+    /// no initializer, the place is taken once somebody listens in the program.
+    #[cfg(any(feature = "log", feature = "tracing"))]
+    pub fn forward_events(mut self, wanted: bool) -> Builder {
+        self.forwarding.set(wanted);
+        self
+    }
+
+    /// Called for each task that is submitted, where that is done, to give it its place in a distributed
+    /// trace. A task that was given one with
+    /// [`TaskBuilder::trace_context`](crate::TaskBuilder::trace_context) keeps that; a
+    /// [`map`](ProcessPool::map) has one for all of its items, asked for when it is called.
+    ///
+    /// Where it tells none, or there is no such function, a task that is submitted by another one belongs
+    /// where that does.
+    ///
+    /// ```
+    /// use procession::{ProcessPool, TraceContext};
+    ///
+    /// // A service would ask its tracer.
+    /// fn current_trace() -> Option<TraceContext> {
+    ///     "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok()
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> anyhow::Result<()> {
+    /// let pool = ProcessPool::builder().trace_context(current_trace).build()?;
+    /// # pool.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn trace_context(mut self, current: fn() -> Option<TraceContext>) -> Builder {
+        self.trace_context = Some(current);
+        self
+    }
+}
+
 impl Builder {
     /// Builds the pool. Unless [`min_workers`](Builder::min_workers) says otherwise, no process is
     /// started before there is a task for it.
@@ -407,6 +455,8 @@ impl Builder {
             start_timeout: self.start_timeout,
             timeout_reports: self.timeout_reports,
             consumer_patience: CONSUMER_PATIENCE,
+            forwarding: self.forwarding.here(),
+            trace_context: self.trace_context,
         };
         let config = Config {
             max_workers: self.workers,

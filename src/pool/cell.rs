@@ -4,7 +4,8 @@ use super::inflow::Inflow;
 use super::progress::{self, ProgressWatch, Talker, talker};
 use super::scheduler::Nanos;
 use super::shared::Shared;
-use crate::task::{Fault, Label, Progress, TaskError, TaskId, TimeoutReport};
+use super::voice::Audience;
+use crate::task::{Fault, Label, Progress, TaskError, TaskId, TimeoutReport, TraceContext};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -48,6 +49,8 @@ pub(super) struct Cell {
     pub(super) label: Label,
     /// The offset of the shim.
     pub(super) shim: u64,
+    /// Who is to hear what it logs.
+    pub(super) audience: Audience,
     /// What few tasks have.
     pub(super) extra: Option<Box<Extra>>,
     slot: Mutex<Slot>,
@@ -58,6 +61,7 @@ pub(super) struct Cell {
 pub(super) struct Extra {
     pub(super) name: Option<String>,
     pub(super) timeout: Option<u64>,
+    pub(super) trace: Option<Box<TraceContext>>,
     /// The place in a bounded queue, given up when the task is resolved.
     pub(super) permit: Mutex<Option<OwnedSemaphorePermit>>,
     /// Where it was when its time ran out.
@@ -81,6 +85,7 @@ impl Extra {
     pub(super) fn new(
         name: Option<String>,
         timeout: Option<u64>,
+        trace: Option<Box<TraceContext>>,
         permit: Option<OwnedSemaphorePermit>,
         items: usize,
         inflow: Option<Inflow>,
@@ -89,6 +94,7 @@ impl Extra {
             items,
             name,
             timeout,
+            trace,
             permit: Mutex::new(permit),
             timeout_report: OnceLock::new(),
             parts: Mutex::default(),
@@ -110,6 +116,7 @@ impl Cell {
         label: Label,
         shim: u64,
         body: Bytes,
+        audience: Audience,
         extra: Option<Box<Extra>>,
     ) -> Cell {
         Cell {
@@ -119,6 +126,7 @@ impl Cell {
             submitted: AtomicU64::new(0),
             label,
             shim,
+            audience,
             extra,
             slot: Mutex::new(Slot::Waiting { body, waker: None }),
             talker: OnceLock::new(),
@@ -199,6 +207,8 @@ impl Cell {
 
     /// Resolves the task and wakes whoever awaits it; the first outcome stays.
     pub(super) fn resolve(&self, outcome: Outcome) {
+        // Before anybody can see that it is over.
+        self.audience.leave();
         let old = {
             let mut slot = self.slot();
             match &*slot {

@@ -5,12 +5,13 @@ use super::outlet::Outlet;
 use super::scheduler::{Violation, WorkerKey};
 use super::shared::{Shared, nanos};
 use super::state::ReadyLink;
+use super::voice::{Ear, Said};
 use crate::process::{Follower, Killer, Process, Tail, within};
 use crate::sys::child::{Ended, exit_code, exit_signal};
 use crate::sys::fault::STACK_OVERFLOW;
 use crate::sys::{monotonic_now, oom_kills};
 use crate::task::{ExitCause, ExitReport, PoolError, WorkerExit};
-use crate::wire::{Batch, Incoming, PROTOCOL, Page, Reply, Request, Setup, build_identity};
+use crate::wire::{Batch, Body, Frame, Incoming, PROTOCOL, Page, Reply, Request, Setup, build_identity};
 use futures::future::{BoxFuture, FutureExt};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -83,6 +84,7 @@ struct Life {
     batch: Batch,
     look_out: LookOut,
     page: Option<Arc<Page>>,
+    ear: Arc<Ear>,
     killer: Killer,
     stdout: (Tail, Follower),
     stderr: (Tail, Follower),
@@ -120,6 +122,7 @@ impl Life {
             batch: Batch::default(),
             look_out: LookOut { limit: nanos(shared.settings.look_out), ..LookOut::default() },
             page,
+            ear: Ear::new(&shared.settings.forwarding),
             killer: process.killer,
             stdout,
             stderr,
@@ -142,6 +145,7 @@ impl Life {
             is_unresponsive: false,
             inquiry: self.inquiry.clone(),
             written: 0,
+            ear: self.ear.clone(),
         }
     }
 
@@ -162,6 +166,7 @@ impl Life {
             look_out: nanos(settings.look_out),
             tells_whereabouts: settings.timeout_reports,
             initializer,
+            levels: self.ear.levels(),
         });
         self.outlet.push(&setup, arguments.unwrap_or_default());
         self.outlet.flush();
@@ -181,9 +186,19 @@ impl Life {
         let reply = async {
             loop {
                 match self.incoming.next_frame() {
+                    Ok(Some(Frame { head: Reply::Voice { .. }, body })) => {
+                        match self.ear.hear(None, None, Body::Own(body)) {
+                            Ok(said) => said.into_iter().for_each(Said::tell),
+                            Err(Violation) => return Err(not_ready("the worker spoke out of turn".into())),
+                        }
+                        continue;
+                    }
                     Ok(Some(frame)) => return Ok(frame.head),
                     Ok(None) => {}
                     Err(error) => return Err(not_ready(format!("the worker {error}"))),
+                }
+                if let Some(pause) = self.ear.pause() {
+                    tokio::time::sleep(pause).await;
                 }
                 if !matches!(self.results.read_buf(self.incoming.buffer(READ_SIZE)).await, Ok(1..)) {
                     break;
@@ -209,6 +224,9 @@ impl Life {
         let outlet = self.outlet.clone();
         let mut pump = std::pin::pin!(outlet.pump());
         loop {
+            if let Some(pause) = self.ear.pause() {
+                tokio::time::sleep(pause).await;
+            }
             match self.take_in(shared, worker) {
                 Err(violation) => {
                     self.killer.kill();

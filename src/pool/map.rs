@@ -3,7 +3,7 @@
 use super::ProcessPool;
 use super::cell::Parts;
 use super::handle::TaskHandle;
-use super::shared::Order;
+use super::shared::{Order, Origin};
 use crate::task::{Arguments, CodecStage, Fault, Sink, TaskError, TaskRef, decode, from_body};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
@@ -64,6 +64,8 @@ pub struct Map<I: Iterator, T> {
     /// Items that the next chunk will have, as the cost of an item suggests.
     suggested_chunk: usize,
     results: Results,
+    /// What it was called in.
+    origin: Origin,
     result: PhantomData<fn() -> T>,
 }
 
@@ -143,7 +145,9 @@ impl<I: Iterator, T> Map<I, T> {
         I::Item: Arguments<F, M>,
     {
         let timeout = pool.shared().settings.task_timeout;
+        let origin = Origin::here(&pool.shared().settings, None);
         Map {
+            origin,
             pool,
             task,
             items: items.fuse(),
@@ -201,7 +205,8 @@ impl<I: Iterator, T> Map<I, T> {
             let items = self.pull(chunk.min(window - self.open));
             if items.count > 0 {
                 self.open += items.count;
-                let chunk = run_chunk(self.pool.clone(), self.task, items, self.options.timeout);
+                let (pool, origin) = (self.pool.clone(), self.origin.clone());
+                let chunk = run_chunk(pool, self.task, items, self.options.timeout, origin);
                 self.in_flight.push(chunk.boxed());
             } else if let Some(fault) = self.failed.take() {
                 self.open += 1;
@@ -287,6 +292,7 @@ impl<I: Iterator, T: DeserializeOwned + 'static> Stream for Map<I, T> {
                 return Poll::Ready(Some(value));
             }
             let Some(chunk) = ready!(self.in_flight.poll_next(context)) else {
+                self.origin = Origin::default();
                 return Poll::Ready(None);
             };
             if let Some(cost) = chunk.cost {
@@ -316,11 +322,17 @@ impl<I: Iterator, T> fmt::Debug for Map<I, T> {
 ///
 /// The worker says each item's result before it begins the next. So when one ends the worker, it
 /// is known which, and those that come after it go into a chunk of their own.
-async fn run_chunk(pool: ProcessPool, task: TaskRef, mut items: Items, timeout: Option<Duration>) -> Chunk {
+async fn run_chunk(
+    pool: ProcessPool,
+    task: TaskRef,
+    mut items: Items,
+    timeout: Option<Duration>,
+    origin: Origin,
+) -> Chunk {
     let mut results = VecDeque::new();
     let mut cost = None;
     while items.count > 0 {
-        let (parts, outcome) = run_once(&pool, task, &items, timeout).await;
+        let (parts, outcome) = run_once(&pool, task, &items, timeout, origin.clone()).await;
         let done = parts.count;
         items.skip(done);
         results.push_back(Ready::Parts(Items { count: done, bytes: parts.bytes.into() }));
@@ -350,12 +362,13 @@ async fn run_once(
     task: TaskRef,
     items: &Items,
     timeout: Option<Duration>,
+    origin: Origin,
 ) -> (Parts, Result<Bytes, TaskError>) {
     let permit = match pool.reserve().await {
         Ok(permit) => permit.into_place(),
         Err(error) => return (Parts::default(), Err(error)),
     };
-    let order = Order { timeout, items: items.count, permit, ..Order::default() };
+    let order = Order { timeout, items: items.count, permit, origin, ..Order::default() };
     let cell = pool.shared().submit(task, Ok(items.bytes.clone()), order);
     let handle = TaskHandle::<()>::new(cell);
     let outcome = std::future::poll_fn(|context| handle.poll_outcome(context)).await;

@@ -25,6 +25,11 @@ mod stream;
 mod submit;
 mod timeline;
 mod times;
+#[cfg(any(feature = "log", feature = "tracing"))]
+mod voice;
+#[cfg(not(any(feature = "log", feature = "tracing")))]
+#[path = "no_voice.rs"]
+mod voice;
 
 pub use builder::{Builder, StartMethod};
 pub use handle::{Canceller, TaskHandle, TaskStatus};

@@ -14,9 +14,10 @@ use super::scheduler::{Config, Counts, Ledger, Nanos, Terms, Verdict, Violation,
 use super::state::{Chores, Link, ReadyLink, State, Warmth};
 use super::stats::{PoolStats, WorkerInfo};
 use super::times::Distribution;
+use super::voice::{Audience, Forwarding};
 use crate::process::{Launch, Limits};
 use crate::sys::monotonic_now;
-use crate::task::{Fault, PoolError, TaskError, TaskRef, TimeoutReport, WorkerExit};
+use crate::task::{Fault, PoolError, TaskError, TaskRef, TimeoutReport, TraceContext, WorkerExit};
 use crate::wire::Batch;
 use bytes::Bytes;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +44,10 @@ pub(super) struct Settings {
     pub(super) timeout_reports: bool,
     /// For how long a stream's consumer may take nothing while the pool shuts down.
     pub(super) consumer_patience: Duration,
+    /// Where to tasks' spans, events and log records go.
+    pub(super) forwarding: Forwarding,
+    /// Gives tasks their place in a distributed trace.
+    pub(super) trace_context: Option<fn() -> Option<TraceContext>>,
 }
 
 /// All that the handles, tasks and threads of a pool share.
@@ -112,7 +117,7 @@ impl Shared {
         let (shim, body, extra, refusal) = match self.prepare(&task, body, &mut order) {
             Ok((shim, body, extra)) => (shim, body, extra, None),
             Err(error) => {
-                let named = |name| Box::new(Extra::new(Some(name), None, None, 0, None));
+                let named = |name| Box::new(Extra::new(Some(name), None, None, None, 0, None));
                 (0, Bytes::new(), order.name.take().map(named), Some(error))
             }
         };
@@ -123,7 +128,8 @@ impl Shared {
             bytes: u32::try_from(body.len()).unwrap_or(u32::MAX),
             items: u32::try_from(order.items).unwrap_or(u32::MAX),
         };
-        let cell = Arc::new(Cell::new(self.clone(), id, task.label, shim, body, extra));
+        let cell =
+            Arc::new(Cell::new(self.clone(), id, task.label, shim, body, order.origin.audience, extra));
         talker.into_iter().for_each(|talker| cell.set_talker(talker));
         match refusal {
             Some(error) => {
@@ -164,13 +170,15 @@ impl Shared {
         };
         let timeout = order.timeout.map(nanos);
         let inflow = order.window.map(|window| Inflow::new(window, self.settings.max_message));
-        let has_extra = order.name.is_some()
+        let (name, trace) = (order.name.take(), order.origin.trace.take());
+        let has_extra = name.is_some()
             || timeout.is_some()
             || permit.is_some()
+            || trace.is_some()
             || order.items > 0
             || inflow.is_some();
         let extra =
-            has_extra.then(|| Box::new(Extra::new(order.name.take(), timeout, permit, order.items, inflow)));
+            has_extra.then(|| Box::new(Extra::new(name, timeout, trace, permit, order.items, inflow)));
         Ok((shim, body, extra))
     }
 
@@ -357,6 +365,7 @@ impl Shared {
             chores.stuck = stuck;
             chores.died = Some(exit.clone());
             let departure = state.scheduler.worker_gone(worker, exit, now, &state.links);
+            chores.said.extend(state.links.ready(worker).and_then(|link| link.ear.end()));
             // While the page is there that says when its tasks began.
             state.carry_out(now, chores);
             if state.is_observed {
@@ -417,6 +426,9 @@ impl Shared {
             self.observers.iter().for_each(|observer| observer.measure(levels));
         }
         drop(chores.shown.take());
+        for said in chores.said {
+            said.tell();
+        }
         for copy in chores.copy {
             copy.page.write_request(copy.at, &copy.body);
             copy.outlet.release();
@@ -476,6 +488,34 @@ pub(super) struct Order {
     pub(super) talker: Option<Talker>,
     /// A place in the bounded queue that was reserved.
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) origin: Origin,
+}
+
+/// What a task is submitted in.
+#[derive(Clone, Default)]
+pub(super) struct Origin {
+    pub(super) audience: Audience,
+    /// The place in a distributed trace.
+    pub(super) trace: Option<Box<TraceContext>>,
+}
+
+impl Origin {
+    /// Here and now, unless a place in a trace was given.
+    pub(super) fn here(settings: &Settings, given: Option<Box<TraceContext>>) -> Origin {
+        let trace = given.or_else(|| settings.trace_of_here().map(Box::new));
+        Origin { audience: Audience::of_here(&settings.forwarding), trace }
+    }
+}
+
+impl Settings {
+    fn trace_of_here(&self) -> Option<TraceContext> {
+        let told = self.trace_context.and_then(|tell| tell());
+        told.or_else(|| {
+            // What a task submits to a pool of its own belongs to the same trace.
+            let task = crate::worker::is_worker().then(crate::worker::current).flatten()?;
+            task.trace_context().cloned()
+        })
+    }
 }
 
 /// A duration as the scheduler counts it.

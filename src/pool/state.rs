@@ -9,6 +9,7 @@ use super::scheduler::{
     Action, Answer, Config, Kill, Ledger, Nanos, Scheduler, TaskKey, Terms, Verdict, Violation, WorkerKey,
 };
 use super::times::Times;
+use super::voice::{Ear, Said};
 use crate::process::{Killer, Tail};
 use crate::sys::memory::words_for;
 use crate::task::{PoolError, Progress, TaskError, TimeoutReport, WorkerExit};
@@ -70,6 +71,7 @@ pub(super) struct ReadyLink {
     pub(super) inquiry: Option<Inquiry>,
     /// The number of the last task that was written to the pipe, rather than gathered.
     pub(super) written: u64,
+    pub(super) ear: Arc<Ear>,
 }
 
 /// Large arguments to be copied into memory that is shared with a worker, whose outlet is held
@@ -172,6 +174,7 @@ pub(super) struct Chores {
     pub(super) told: Vec<(Arc<Cell>, Progress)>,
     /// Who waits for items of streams that have come.
     pub(super) wake: Vec<Waker>,
+    pub(super) said: Vec<Said>,
     pub(super) resolved: SmallVec<[(Arc<Cell>, Outcome); 4]>,
     pub(super) copy: SmallVec<[Copy; 1]>,
     pub(super) flush: SmallVec<[Arc<Outlet>; 4]>,
@@ -256,6 +259,7 @@ impl State {
                 link.ok_or(Violation)?.began = (seq, now);
                 return Ok(());
             }
+            Reply::Voice { task } => return self.hear(worker, task, body, chores),
             Reply::Hello { .. }
             | Reply::NotConfined { .. }
             | Reply::Ready
@@ -265,6 +269,8 @@ impl State {
         let job = self.scheduler.answered(worker, seq, answer, now)?;
         if let Some(link) = self.links.ready_mut(worker) {
             link.room.give_back(seq);
+            let audience = job.as_ref().map(|(cell, _)| &cell.audience);
+            chores.said.extend(link.ear.task_end(seq, audience));
         }
         if let (Some((cell, number)), Some((outcome, ran))) = (job, outcome) {
             let (at, ran) = (Some((worker, seq)), Some(ran));
@@ -272,6 +278,21 @@ impl State {
             self.note(&cell, end, chores);
             chores.resolved.push((cell, outcome));
         }
+        Ok(())
+    }
+
+    /// Takes in what a task of a worker has logged.
+    fn hear(
+        &self,
+        worker: WorkerKey,
+        task: Option<u64>,
+        body: Body<'_>,
+        chores: &mut Chores,
+    ) -> Result<(), Violation> {
+        let link = self.links.ready(worker).ok_or(Violation)?;
+        let key = task.and_then(|seq| self.scheduler.task_at(worker, seq));
+        let audience = key.and_then(|task| self.scheduler.job(task)).map(|cell| &cell.audience);
+        chores.said.extend(link.ear.hear(task, audience, body)?);
         Ok(())
     }
 
@@ -438,9 +459,13 @@ impl State {
             timeout: extra.and_then(|extra| extra.timeout),
             name: extra.and_then(|extra| extra.name.clone()),
             place: None,
+            trace: extra.and_then(|extra| extra.trace.clone()),
             window: cell.inflow().map(|inflow| inflow.window),
         };
         cell.inflow().into_iter().for_each(Inflow::begin);
+        if let Some(levels) = link.ear.news() {
+            link.outlet.push(&Request::Listen(levels), Bytes::new());
+        }
         let body = cell.body();
         let is_much = match link.find_room(seq, body.len()) {
             Some((page, at)) => {

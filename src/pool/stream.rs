@@ -5,7 +5,7 @@ use super::cell::{Cell, Outcome};
 use super::handle::Canceller;
 use super::inflow::Inflow;
 use super::progress::{self, ProgressWatch, Talker, talker};
-use super::shared::{Order, Shared};
+use super::shared::{Order, Origin, Shared};
 use super::submit::{Permit, bounded_name};
 use crate::task::{CodecStage, Fault, Label, Priority, TaskError, TaskId, TaskRef, TimeoutReport, from_body};
 use bytes::Bytes;
@@ -104,7 +104,8 @@ impl<T> TaskStream<T> {
         let shared = pool.shared().clone();
         let id = shared.new_id();
         let timeout = shared.settings.task_timeout;
-        let order = Order { timeout, id: Some(id), window: Some(WINDOW), ..Order::default() };
+        let origin = Origin::here(&shared.settings, None);
+        let order = Order { timeout, id: Some(id), window: Some(WINDOW), origin, ..Order::default() };
         let remote = Remote { shared, id, cancelled: CancellationToken::new(), cell: OnceLock::new() };
         TaskStream {
             stage: Stage::New(Box::new(Start { task, body, order })),

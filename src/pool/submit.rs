@@ -2,8 +2,8 @@
 
 use super::ProcessPool;
 use super::handle::TaskHandle;
-use super::shared::Order;
-use crate::task::{Arguments, Fault, Priority, TaskError, TaskRef};
+use super::shared::{Order, Origin};
+use crate::task::{Arguments, Fault, Priority, TaskError, TaskRef, TraceContext};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -64,6 +64,13 @@ impl<T> TaskBuilder<T> {
         self
     }
 
+    /// Where it belongs in a distributed trace, rather than where
+    /// [`Builder::trace_context`](crate::Builder::trace_context) or the task around says.
+    pub fn trace_context(mut self, context: TraceContext) -> TaskBuilder<T> {
+        self.order.origin.trace = Some(Box::new(context));
+        self
+    }
+
     /// Has it take a place in the queue that was reserved, if there is one.
     pub(super) fn with_place(mut self, place: Option<OwnedSemaphorePermit>) -> TaskBuilder<T> {
         self.order.permit = place;
@@ -71,7 +78,9 @@ impl<T> TaskBuilder<T> {
     }
 
     /// Submits the task, as [`ProcessPool::submit`] does.
-    pub fn submit(self) -> TaskHandle<T> {
+    pub fn submit(mut self) -> TaskHandle<T> {
+        let given = self.order.origin.trace.take();
+        self.order.origin = Origin::here(&self.pool.shared().settings, given);
         let cell = self.pool.shared().submit(self.task, self.body, self.order);
         TaskHandle::new(cell)
     }

@@ -11,6 +11,7 @@ mod function;
 mod progress;
 mod shape;
 mod stuck;
+mod trace_context;
 mod yields;
 
 #[cfg(any(test, feature = "internals"))]
@@ -30,6 +31,7 @@ pub use progress::Progress;
 pub use shape::{Arguments, Never, Returned};
 pub use stuck::TimeoutReport;
 pub(crate) use stuck::cut;
+pub use trace_context::{TraceContext, TraceContextError};
 pub use yields::{StreamArguments, Yielded, Yields};
 
 use std::fmt;

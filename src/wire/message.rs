@@ -1,7 +1,7 @@
 //! What a pool and a worker say to each other.
 
 use super::arena::Place;
-use crate::task::{Fault, Progress};
+use crate::task::{Fault, Progress, TraceContext};
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol. Both sides are of one build, so it only ever differs when the
@@ -24,6 +24,8 @@ pub(crate) enum Request {
     /// The consumer of a stream has taken so many items, of so many bytes in all: as much more may
     /// come.
     Grant { seq: u64, items: u64, bytes: u64 },
+    /// From now on, so much is to be said of what tasks log.
+    Listen(Levels),
 }
 
 /// What a worker needs to know before its first task.
@@ -39,6 +41,17 @@ pub(crate) struct Setup {
     pub(crate) tells_whereabouts: bool,
     /// The offset of the initializer's shim.
     pub(crate) initializer: Option<u64>,
+    /// How much is to be said of what tasks log.
+    pub(crate) levels: Levels,
+}
+
+/// How much is said at all: 0 is nothing, then from 1, errors, to 5, everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Levels {
+    /// Of spans and events.
+    pub(crate) tracing: u8,
+    /// Of log records.
+    pub(crate) log: u8,
 }
 
 /// One task.
@@ -59,6 +72,8 @@ pub(crate) struct Run {
     pub(crate) place: Option<Place>,
     /// It is a stream, of which so many items may come before the first grant.
     pub(crate) window: Option<u64>,
+    /// The trace that it is part of.
+    pub(crate) trace: Option<Box<TraceContext>>,
 }
 
 /// The head of a frame from a worker.
@@ -90,4 +105,6 @@ pub(crate) enum Reply {
     Item { seq: u64, is_fault: bool, place: Option<Place> },
     /// How far the task has got.
     Progress { seq: u64, progress: Progress },
+    /// Something that was logged, while this task ran or between tasks; the body is what.
+    Voice { task: Option<u64> },
 }

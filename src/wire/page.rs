@@ -239,6 +239,18 @@ impl Page {
         self.ring().push_quietly(tail, bytes)
     }
 
+    /// Whether there is much room in the ring, for what may as well be left out.
+    #[cfg(any(feature = "log", feature = "tracing"))]
+    pub(crate) fn has_much_room(&self, tail: u64, bytes: usize) -> bool {
+        self.ring().has_much_room(tail, bytes)
+    }
+
+    /// Whether to wake the pool for what was pushed quietly up to here.
+    #[cfg(any(feature = "log", feature = "tracing"))]
+    pub(crate) fn ring_bell(&self, tail: u64) -> bool {
+        self.ring().control.publish(tail)
+    }
+
     /// Says in the ring that the next record is in the pipe.
     pub(crate) fn push_in_pipe(&self, tail: &mut u64) -> Option<()> {
         self.ring().push_in_pipe(tail)

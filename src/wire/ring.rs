@@ -89,6 +89,13 @@ impl Ring<'_> {
         Some(())
     }
 
+    /// Whether a record of so many bytes would leave a quarter of the ring free.
+    #[cfg(any(feature = "log", feature = "tracing"))]
+    pub(super) fn has_much_room(&self, tail: u64, bytes: usize) -> bool {
+        let used = tail.wrapping_sub(self.control.head.load(Ordering::Acquire)) as usize;
+        used.saturating_add(1 + words_for(bytes)) <= self.data.len() / 4 * 3
+    }
+
     /// Writes that the next record is in the pipe. `None` if there is no room even for that.
     pub(super) fn push_in_pipe(&self, tail: &mut u64) -> Option<()> {
         let at = self.make_room(tail, 1, 0)?;

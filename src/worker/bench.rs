@@ -6,6 +6,7 @@ use super::inbox::Inbox;
 use super::limits::{self, Wear};
 use super::panics;
 use super::replies::Replies;
+use super::voice;
 use crate::sys::child::exit_now;
 use crate::sys::{fault, monotonic_now, question};
 use crate::task::{self, Call, Fault, Host, Outflow, PanicReport};
@@ -140,6 +141,7 @@ impl Bench {
                 },
                 // The task that it was meant for is over.
                 Request::Cancel { .. } | Request::Grant { .. } => {}
+                Request::Listen(levels) => voice::listen(levels),
             }
         }
         Ok(())
@@ -154,9 +156,14 @@ impl Bench {
         if let Some(page) = self.page.filter(|_| setup.tells_whereabouts) {
             question::answer_in(page.whereabouts());
         }
-        let Some(initializer) = setup.initializer else { return Ok(()) };
-        let done = self.call(initializer, arguments);
+        voice::set_up(self.replies, setup.levels);
+        let done = match setup.initializer {
+            None => Ok(()),
+            Some(initializer) => voice::initialize(|| self.call(initializer, arguments)),
+        };
         flush_stdout();
+        voice::end();
+        voice::install();
         done
     }
 
@@ -174,6 +181,7 @@ impl Bench {
             .window
             .map(|window| Arc::new(Flow::new(seq, window, self.max_message, self.inbox, self.replies)));
         TaskContext::enter(run, self.replies, flow);
+        voice::begin(seq);
         self.inbox.begin(seq);
         RUNNING.set((seq + 1, began));
         // Room for the arguments is taken only where there is a page, and given back only when
@@ -183,6 +191,7 @@ impl Bench {
             .map_or(body, |(place, page)| page.read_request(place).unwrap_or_default().into());
         let outcome = self.call(shim, body);
         let ran = monotonic_now() - began;
+        voice::end();
         if let Some(page) = self.page {
             page.finish(seq);
         }

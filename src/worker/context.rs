@@ -3,7 +3,7 @@
 use super::flow::Flow;
 use super::replies::Replies;
 use super::reports::Reports;
-use crate::task::{Progress, TaskId};
+use crate::task::{Progress, TaskId, TraceContext};
 use crate::wire::Run;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -55,6 +55,13 @@ impl TaskContext {
     /// The name that was given with [`TaskBuilder::name`](crate::TaskBuilder::name).
     pub fn name(&self) -> Option<&str> {
         self.0.run.name.as_deref()
+    }
+
+    /// Where it belongs in a distributed trace, if that was said with
+    /// [`TaskBuilder::trace_context`](crate::TaskBuilder::trace_context) or
+    /// [`Builder::trace_context`](crate::Builder::trace_context).
+    pub fn trace_context(&self) -> Option<&TraceContext> {
+        self.0.run.trace.as_deref()
     }
 
     /// Whether the task's caller does not want its result any more.

@@ -6,6 +6,7 @@
 //! so that the pool's writes do not stall, and ends the process when the pool is gone.
 
 use super::context::TaskContext;
+use super::voice;
 use crate::sys::child::exit_now;
 use crate::sys::monotonic_now;
 use crate::wire::{Frame, FrameCodec, FrameError, Page, Request};
@@ -160,6 +161,7 @@ impl Inbox {
         while self.is_running(task) {
             TaskContext::send_due_report();
             let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
+            voice::ring();
             if !matches!(poll(&mut fds, Some(&WATCH_EVERY)), Ok(1..)) {
                 continue;
             }
@@ -244,7 +246,7 @@ impl Stream {
                 TaskContext::grant_current(seq, items, bytes);
                 false
             }
-            Request::Run(_) | Request::Setup(_) => true,
+            Request::Run(_) | Request::Setup(_) | Request::Listen(_) => true,
         });
     }
 }

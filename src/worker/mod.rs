@@ -31,6 +31,11 @@ mod limits;
 mod panics;
 mod replies;
 mod reports;
+#[cfg(any(feature = "log", feature = "tracing"))]
+mod voice;
+#[cfg(not(any(feature = "log", feature = "tracing")))]
+#[path = "no_voice.rs"]
+mod voice;
 
 pub use crate::task::{Closed, Emit, Emitter, emit};
 pub use context::{TaskContext, current};

@@ -26,6 +26,10 @@ struct Stream {
     placed: u64,
     /// Kept for its memory.
     buffer: Vec<u8>,
+    /// Whether the ring is in use, or only the pipe yet.
+    is_ready: bool,
+    #[cfg(any(feature = "log", feature = "tracing"))]
+    bell: voice::Bell,
 }
 
 impl Replies {
@@ -37,12 +41,18 @@ impl Replies {
             room: Page::room_for_results(),
             placed: 0,
             buffer: Vec::new(),
+            is_ready: false,
+            #[cfg(any(feature = "log", feature = "tracing"))]
+            bell: voice::Bell::default(),
         }))
     }
 
     /// Says something of no task, through the pipe.
     pub(super) fn greet(&self, head: &Reply) {
-        self.with(|stream| stream.write(head, &[]));
+        self.with(|stream| {
+            stream.is_ready |= matches!(head, Reply::Ready);
+            stream.write(head, &[])
+        });
     }
 
     /// Says something of a task, which has arrived when this returns, whatever then becomes of
@@ -133,7 +143,7 @@ impl Stream {
     }
 
     fn send(&mut self, head: &Reply, body: &[u8]) -> std::io::Result<()> {
-        let Some(page) = self.page else {
+        let Some(page) = self.page.filter(|_| self.is_ready) else {
             return self.write(head, body);
         };
         if body.len() < LARGE {
@@ -142,9 +152,9 @@ impl Stream {
             let _ = postcard::to_io(head, &mut self.buffer);
             self.buffer.extend_from_slice(body);
             // A part is not worth waking the pool for: its chunk is not done before its value comes.
-            // Nor is the last report, which the result follows.
+            // Nor is the last report, or the last of what was logged, which the result follows.
             let pushed = match head {
-                Reply::Part { .. } | Reply::Progress { .. } => {
+                Reply::Part { .. } | Reply::Progress { .. } | Reply::Voice { task: Some(_) } => {
                     page.push_quietly(&mut self.tail, &self.buffer).map(|()| false)
                 }
                 _ => page.push(&mut self.tail, &self.buffer),
@@ -197,5 +207,118 @@ fn write_both(file: &mut File, head: &[u8], body: &[u8]) -> std::io::Result<()> 
             file.write_all(body)
         }
         None => file.write_all(&body[written - head.len()..]),
+    }
+}
+
+/// What a task logs, which never waits.
+#[cfg(any(feature = "log", feature = "tracing"))]
+mod voice {
+    use super::*;
+    use crate::sys::monotonic_now;
+    use crate::wire::voice::LONGEST;
+    use std::sync::TryLockError;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// So much goes into a pipe that has room at all.
+    const PIPE_BUF: usize = 4096;
+
+    /// What frames and heads add.
+    const FRAME: usize = 64;
+
+    /// The pool is woken for what is logged at most this often; what comes meanwhile is told later.
+    const PAUSE: u64 = 2_000_000;
+
+    /// The pool is woken for so many bytes in any case.
+    const MUCH: usize = 64 * 1024;
+
+    /// There is something in the ring that the pool was not woken for.
+    static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+    /// When the pool was last woken for what is logged, and how much has come since.
+    #[derive(Default)]
+    pub(super) struct Bell {
+        rung: u64,
+        since: usize,
+    }
+
+    impl Replies {
+        /// The longest body that there may be room for.
+        pub(in crate::worker) fn longest_to_say(&self) -> usize {
+            let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if stream.page.is_some() && stream.is_ready { LONGEST } else { PIPE_BUF - FRAME }
+        }
+
+        /// Says something if there is much room for it.
+        pub(in crate::worker) fn try_say(&self, head: &Reply, body: &[u8]) -> bool {
+            let mut is_said = false;
+            self.with(|stream| {
+                is_said = stream.try_say(head, body)?;
+                Ok(())
+            });
+            is_said
+        }
+
+        /// Wakes the pool for what was said quietly.
+        pub(in crate::worker) fn ring(&self) {
+            if !IS_QUIET.load(Ordering::Relaxed) {
+                return;
+            }
+            // Who holds it is about to say something, or waits for the pool, which is awake then.
+            let mut stream = match self.0.try_lock() {
+                Ok(stream) => stream,
+                Err(TryLockError::Poisoned(stream)) => stream.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            if stream.ring().is_err() {
+                exit_now(1);
+            }
+        }
+    }
+
+    impl Stream {
+        fn try_say(&mut self, head: &Reply, body: &[u8]) -> std::io::Result<bool> {
+            let Some(page) = self.page.filter(|_| self.is_ready) else {
+                if body.len() + FRAME > PIPE_BUF || !self.pipe_has_room() {
+                    return Ok(false);
+                }
+                return self.write(head, body).map(|()| true);
+            };
+            if !page.has_much_room(self.tail, body.len()) {
+                // What is there already may be what the pool sleeps over.
+                return self.ring().map(|()| false);
+            }
+            self.buffer.clear();
+            // Heads consist of what postcard always encodes.
+            let _ = postcard::to_io(head, &mut self.buffer);
+            self.buffer.extend_from_slice(body);
+            if page.push_quietly(&mut self.tail, &self.buffer).is_none() {
+                return Ok(false);
+            }
+            self.bell.since += body.len();
+            let now = monotonic_now();
+            let is_in_task = matches!(head, Reply::Voice { task: Some(_) });
+            if !is_in_task || self.bell.since >= MUCH || now.saturating_sub(self.bell.rung) >= PAUSE {
+                self.bell.rung = now;
+                self.ring()?;
+            } else {
+                IS_QUIET.store(true, Ordering::Relaxed);
+            }
+            Ok(true)
+        }
+
+        fn ring(&mut self) -> std::io::Result<()> {
+            IS_QUIET.store(false, Ordering::Relaxed);
+            self.bell.since = 0;
+            match self.page {
+                Some(page) if page.ring_bell(self.tail) => self.write(&Reply::Bell, &[]),
+                _ => Ok(()),
+            }
+        }
+
+        fn pipe_has_room(&self) -> bool {
+            let mut fds = [PollFd::new(&self.pipe, PollFlags::OUT)];
+            let polled = poll(&mut fds, Some(&Timespec::default()));
+            matches!(polled, Ok(1..)) && fds[0].revents().contains(PollFlags::OUT)
+        }
     }
 }

@@ -142,6 +142,8 @@ fn pool_on(stage: Stage) -> ProcessPool {
         start_timeout: Duration::from_secs(10),
         timeout_reports: false,
         consumer_patience: Duration::from_millis(80),
+        forwarding: Default::default(),
+        trace_context: None,
     };
     let config = Config {
         max_workers: 2,

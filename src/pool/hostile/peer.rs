@@ -234,6 +234,7 @@ impl Peer {
                 Ok(())
             }
             Step::Bells(count) => self.write_all(&frame(&Reply::Bell, &[]).repeat(usize::from(*count))),
+            Step::Chatter(body) => self.chatter(body),
             Step::Word(spot, value) => {
                 self.set(*spot, *value);
                 Ok(())
@@ -257,6 +258,17 @@ impl Peer {
                 Ok(())
             }
         }
+    }
+
+    fn chatter(&mut self, body: &[u8]) -> Result<(), Over> {
+        for _ in 0..20_000 {
+            match self.push(&Reply::Voice { task: Some(self.last_seq) }, body) {
+                Some(true) => self.write(&Reply::Bell, &[])?,
+                Some(false) => {}
+                None => self.pause(Duration::from_micros(100))?,
+            }
+        }
+        Ok(())
     }
 
     fn set(&self, spot: Spot, value: Value) {

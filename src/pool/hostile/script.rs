@@ -1,6 +1,7 @@
 //! What a hostile peer does, as data: one step after another, made by proptest.
 
 use crate::task::{Fault, PanicReport, Progress};
+use crate::wire::voice::{Head, Lost, Parent, Site, What};
 use crate::wire::{PROTOCOL, Page, Place, Reply, build_identity};
 use proptest::prelude::*;
 
@@ -30,6 +31,8 @@ pub(super) enum Step {
     Bells(u16),
     /// So many of the same, one after another.
     Flood(Line, u16),
+    /// Logs the same very many times.
+    Chatter(Vec<u8>),
     /// Writes to one word.
     Word(Spot, Value),
     /// Goes on writing to words all over the page, until the end.
@@ -96,7 +99,7 @@ impl Line {
         let seq = last_seq.wrapping_add_signed(self.offset.into());
         let place = self.place.map(|(at, bytes)| Place { at, bytes });
         let fault = Fault::Panicked(PanicReport { message: "hostile".into(), ..PanicReport::default() });
-        match self.kind % 13 {
+        match self.kind % 14 {
             0 => Reply::Hello { protocol: PROTOCOL, build: build_identity() },
             1 => Reply::Ready,
             2 => Reply::NotReady { fault },
@@ -111,9 +114,23 @@ impl Line {
                 progress: Progress::new(seq)
                     .with_message("x".repeat(place.map_or(0, |place| place.bytes as usize % 4096))),
             },
+            12 => Reply::Voice { task: (self.kind > 127).then_some(seq) },
             _ => Reply::Skipped { seq },
         }
     }
+}
+
+/// Something that was logged, or is just not.
+fn logged() -> impl Strategy<Value = Vec<u8>> {
+    let of = |id, name: String| {
+        let fields = vec!["message", "n"];
+        let (module, file, line) = (None, None, Some(1));
+        let site = Site { level: 1, name: &name, target: "hostile", module, file, line, fields };
+        let lost = Lost { events: id, spans: 0 };
+        let what = What::Span { id, parent: Parent::Task, site };
+        postcard::to_stdvec(&Head { lost, closed: vec![1], what }).unwrap_or_default()
+    };
+    (0u64..4, "[ab]{0,3}").prop_map(move |(id, name)| of(id, name))
 }
 
 fn line() -> impl Strategy<Value = Line> {
@@ -125,6 +142,7 @@ fn line() -> impl Strategy<Value = Line> {
         any::<u64>().prop_map(|n| postcard::to_stdvec(&n).unwrap_or_default()),
         prop::collection::vec(any::<u8>(), 0..40),
         (0u8..2, 0usize..100_000).prop_map(|(byte, length)| vec![byte; length]),
+        logged(),
     ];
     (any::<u8>(), offset, place, body).prop_map(|(kind, offset, place, body)| Line {
         kind,
@@ -163,6 +181,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Mark),
         2 => prop_oneof![1u16..3, 0u16..20_000].prop_map(Step::Bells),
         2 => (line(), 1u16..300).prop_map(|(line, count)| Step::Flood(line, count)),
+        1 => logged().prop_map(Step::Chatter),
         4 => (spot(), value()).prop_map(|(spot, value)| Step::Word(spot, value)),
         2 => any::<u64>().prop_map(Step::Haunt),
         1 => line().prop_map(Step::Daughter),
