@@ -31,6 +31,7 @@ both! {
     tasks_without_a_span_have_none,
     each_task_is_in_its_own_span,
     items_of_a_map_are_in_the_span_of_the_map,
+    the_items_of_a_stream_are_in_its_span,
     an_initializer_is_heard,
     an_initializer_that_fails_is_heard,
     what_was_said_before_a_panic_or_a_death_arrives,
@@ -302,6 +303,21 @@ async fn items_of_a_map_are_in_the_span_of_the_map(builder: Builder) {
     let mut numbers: Vec<_> = events.iter().map(|event| event.number("n")).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (0..40).collect::<Vec<_>>());
+    recorder.expect_all_closed();
+    pool.shutdown().await;
+}
+
+async fn the_items_of_a_stream_are_in_its_span(builder: Builder) {
+    fn numbers(count: u64) -> impl Iterator<Item = u64> {
+        (0..count).inspect(|n| info!(n, "item"))
+    }
+    let (recorder, _guard) = Recorder::set();
+    let pool = builder.build().unwrap();
+    let stream = info_span!("request").in_scope(|| pool.stream(numbers, 20));
+    let items: Vec<_> = stream.map(Result::unwrap).collect().await;
+    assert_eq!(items, (0..20).collect::<Vec<_>>());
+    let events = recorder.events();
+    assert!(events.len() == 20 && events.iter().all(|event| event.path == ["request"]), "{events:?}");
     recorder.expect_all_closed();
     pool.shutdown().await;
 }

@@ -19,7 +19,8 @@ impl Builder {
     /// Called for each task that is submitted, where that is done, to give it its place in a distributed
     /// trace. A task that was given one with
     /// [`TaskBuilder::trace_context`](crate::TaskBuilder::trace_context) keeps that; a
-    /// [`map`](crate::ProcessPool::map) has one for all of its items, asked for when it is called.
+    /// [`map`](crate::ProcessPool::map) and a
+    /// [`stream`](crate::ProcessPool::stream) have one for all of their items, asked for when they are called.
     ///
     /// Where it tells none, or there is no such function, a task that is submitted by another one belongs
     /// where that does.

@@ -47,7 +47,7 @@ mod cases {
     // Which reply a line makes.
     const VALUE: u8 = 5;
     const ITEM: u8 = 9;
-    const FAULT_ITEM: u8 = 13 * 12 + 9;
+    const FAULT_ITEM: u8 = 14 * 12 + 9;
     const PROGRESS: u8 = 11;
 
     fn line(kind: u8, body: &[u8]) -> Line {
