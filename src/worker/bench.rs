@@ -180,7 +180,7 @@ impl Bench {
         let flow = run
             .window
             .map(|window| Arc::new(Flow::new(seq, window, self.max_message, self.inbox, self.replies)));
-        TaskContext::enter(run, self.replies, flow);
+        TaskContext::enter(run, began, self.replies, flow);
         voice::begin(seq);
         self.inbox.begin(seq);
         RUNNING.set((seq + 1, began));

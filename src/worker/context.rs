@@ -3,6 +3,7 @@
 use super::flow::Flow;
 use super::replies::Replies;
 use super::reports::Reports;
+use crate::sys::monotonic_now;
 use crate::task::{Progress, TaskId, TraceContext};
 use crate::wire::Run;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +32,9 @@ pub struct TaskContext(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     run: Run,
-    began: Instant,
+    /// By the clock of the kernel, which is read once for a task.
+    began: u64,
+    deadline: OnceLock<Option<Instant>>,
     cancelled: AtomicBool,
     /// Made when somebody first waits.
     token: OnceLock<CancellationToken>,
@@ -82,7 +85,11 @@ impl TaskContext {
 
     /// When the task's time will be up, if it has a timeout.
     pub fn deadline(&self) -> Option<Instant> {
-        self.0.began.checked_add(Duration::from_nanos(self.0.run.timeout?))
+        let timeout = self.0.run.timeout?;
+        *self.0.deadline.get_or_init(|| {
+            let elapsed = Duration::from_nanos(monotonic_now().saturating_sub(self.0.began));
+            Instant::now().checked_sub(elapsed)?.checked_add(Duration::from_nanos(timeout))
+        })
     }
 
     /// Tells how far the task has got, for who watches it:
@@ -121,11 +128,12 @@ impl TaskContext {
     }
 
     /// Makes the context of a task that begins now, and the current one.
-    pub(super) fn enter(run: Run, replies: &'static Replies, flow: Option<Arc<Flow>>) {
+    pub(super) fn enter(run: Run, began: u64, replies: &'static Replies, flow: Option<Arc<Flow>>) {
         let reports = Reports::new(run.seq, replies);
         let context = TaskContext(Arc::new(Inner {
             run,
-            began: Instant::now(),
+            began,
+            deadline: OnceLock::new(),
             cancelled: AtomicBool::new(false),
             token: OnceLock::new(),
             reports,

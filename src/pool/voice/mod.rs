@@ -37,6 +37,9 @@ const NANOS_A_MESSAGE: u64 = 50_000;
 /// How long a worker that says too much is not listened to.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// Whether there is anything to pass on. Without, tasks pay nothing for all this.
+const IS_ON: bool = cfg!(any(feature = "log", feature = "tracing"));
+
 /// Whether a pool passes on what its tasks log, and where to if that is not said by a task.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Forwarding {
@@ -77,6 +80,9 @@ impl Audience {
 
     /// The task is resolved.
     pub(super) fn leave(&self) {
+        if !cfg!(feature = "tracing") {
+            return;
+        }
         // Closing a span runs foreign code, so not under the lock.
         let around = lock(&self.0).take();
         drop(around);
@@ -165,6 +171,9 @@ impl Ear {
 
     /// How much the worker is to say, if that has changed.
     pub(super) fn news(&self) -> Option<Levels> {
+        if !IS_ON {
+            return None;
+        }
         let levels = self.forwarding.levels();
         let told =
             Levels { tracing: self.tracing.load(Ordering::Relaxed), log: self.log.load(Ordering::Relaxed) };
@@ -202,7 +211,7 @@ impl Ear {
 
     /// A task is over: what is to be told for that.
     pub(super) fn task_end(self: &Arc<Self>, seq: u64, audience: Option<&Audience>) -> Option<Said> {
-        if !self.has_heard.load(Ordering::Relaxed) {
+        if !IS_ON || !self.has_heard.load(Ordering::Relaxed) {
             return None;
         }
         self.has_heard.store(false, Ordering::Relaxed);
