@@ -13,9 +13,9 @@
 //! | keep a server answering, and bound what waits | [`guide::services`] |
 //! | understand an error | [`guide::troubleshooting`] |
 //! | set up a pool | [`Builder`], [`Sandbox`] |
-//! | run tasks | [`ProcessPool`], [`TaskBuilder`], [`TaskHandle`], [`Map`] |
-//! | look at a pool | [`PoolStats`], [`WorkerInfo`] |
-//! | write a task | [`Arguments`], [`Returned`], [`worker`] |
+//! | run tasks | [`ProcessPool`], [`TaskBuilder`], [`TaskHandle`], [`Map`], [`TaskStream`] |
+//! | look at a pool | [`PoolStats`], [`WorkerInfo`], [`Builder::timeline`], [`ProgressWatch`] |
+//! | write a task | [`Arguments`], [`Returned`], [`Yields`], [`worker`] |
 //!
 //! # Features
 //!
@@ -24,7 +24,14 @@
 //! | feature | |
 //! | --- | --- |
 //! | `auto-init` | on by default: workers are entered before `main`, so that programs need no call of [`init`] |
+//! | `log` | the log records of tasks arrive at the program's logger |
+//! | `metrics` | counters, gauges and histograms of each pool, for recorders of the [`metrics`] facade |
 //! | `tower` | `ProcessPool::service`: a function as a `tower::Service`, whose readiness is room in the queue |
+//! | `tracing` | a task runs inside the span that submitted it: its spans and events arrive at the program's subscriber |
+//!
+//! `docs/observability.md` in the repository has more on those that let you watch a pool.
+//!
+//! [`metrics`]: https://docs.rs/metrics
 //!
 //! # Essentials
 //!
