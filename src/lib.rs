@@ -162,6 +162,8 @@ pub mod worker;
 
 #[cfg(feature = "tower")]
 pub use pool::PoolService;
+#[cfg(feature = "nats")]
+pub use pool::nats;
 pub use pool::{
     Builder, Canceller, Distribution, Map, Permit, PoolStats, ProcessPool, ProgressWatch, StartMethod,
     TaskBuilder, TaskHandle, TaskStatus, TaskStream, WorkerInfo, WorkerState,

@@ -95,6 +95,8 @@ pub struct Builder {
     timeline: Option<PathBuf>,
     forwarding: Forwarding,
     trace_context: Option<fn() -> Option<TraceContext>>,
+    #[cfg(feature = "nats")]
+    pub(super) queue: Option<super::nats::Queue>,
 }
 
 /// A function to be called in another process, or why it cannot be.
@@ -124,6 +126,8 @@ impl Default for Builder {
             timeline: None,
             forwarding: Forwarding::default(),
             trace_context: None,
+            #[cfg(feature = "nats")]
+            queue: None,
         }
     }
 }
@@ -428,10 +432,20 @@ impl Builder {
             ),
         };
         let observers = watch::observers(&self.name, self.timeline.as_deref())?;
-        let shared = Arc::new(Shared::new(settings, config, runtime, launcher, observers));
+        let shared = Shared::new(settings, config, runtime, launcher, observers);
+        #[cfg(feature = "nats")]
+        if let Some(queue) = self.queue {
+            return Ok(ProcessPool::of(super::nats::open(queue, shared)?));
+        }
+        let shared = Arc::new(shared);
         shared.runtime.spawn(clock::run(shared.clone()));
         shared.open();
         Ok(ProcessPool::of(shared))
+    }
+
+    #[cfg(feature = "nats")]
+    pub(super) fn most_workers(&self) -> usize {
+        self.workers
     }
 
     fn check(&self) -> Result<(), PoolError> {

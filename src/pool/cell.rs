@@ -3,7 +3,7 @@
 use super::inflow::Inflow;
 use super::progress::{self, ProgressWatch, Talker, talker};
 use super::scheduler::Nanos;
-use super::shared::Shared;
+use super::shared::{Alias, Shared};
 use super::voice::Audience;
 use crate::task::{Fault, Label, Progress, TaskError, TaskId, TimeoutReport, TraceContext};
 use bytes::Bytes;
@@ -68,6 +68,8 @@ pub(super) struct Extra {
     timeout_report: OnceLock<TimeoutReport>,
     /// How many items a chunk has; 0 for a single task.
     items: usize,
+    /// Who it is elsewhere.
+    alias: Option<Alias>,
     /// The results of a chunk's items so far.
     parts: Mutex<Parts>,
     /// The items of a stream.
@@ -92,6 +94,7 @@ impl Extra {
     ) -> Extra {
         Extra {
             items,
+            alias: None,
             name,
             timeout,
             trace,
@@ -100,6 +103,11 @@ impl Extra {
             parts: Mutex::default(),
             inflow,
         }
+    }
+
+    pub(super) fn with_alias(mut self, alias: Option<Alias>) -> Extra {
+        self.alias = alias;
+        self
     }
 }
 
@@ -195,6 +203,12 @@ impl Cell {
     /// The name that its caller gave it.
     pub(super) fn name(&self) -> Option<&str> {
         self.extra.as_ref()?.name.as_deref()
+    }
+
+    /// Its number and how many attempts were made before, as the task itself is told.
+    pub(super) fn shown(&self) -> (u64, u32) {
+        let alias = self.extra.as_ref().and_then(|extra| extra.alias);
+        alias.map_or((self.id, 0), |alias| (alias.id, alias.attempts))
     }
 
     /// The encoded arguments, until the task is resolved.

@@ -192,7 +192,9 @@ impl<I: Iterator, T> Map<I, T> {
 
     /// Sends as many items as the window has room for.
     fn fill(&mut self) {
-        let workers = self.pool.shared().settings.max_workers;
+        let shared = self.pool.shared();
+        let workers =
+            shared.engine.as_ref().map_or(0, |engine| engine.width()).max(shared.settings.max_workers);
         let chunk = self.options.chunk_size.unwrap_or(self.suggested_chunk);
         let window = self.options.window.unwrap_or(CHUNKS_A_WORKER * workers * chunk);
         let chunk = match self.options.chunk_size {
@@ -344,7 +346,7 @@ async fn run_chunk(
                 results.push_back(Ready::Failed(Fault::malformed_chunk().into(), items.count));
                 break;
             }
-            Err(error) if ends_all(&error) => {
+            Err(error) if ends_all(&error) || loses_parts(&pool, &error) => {
                 results.push_back(Ready::Failed(error, items.count));
                 break;
             }
@@ -368,7 +370,7 @@ async fn run_once(
         Ok(permit) => permit.into_place(),
         Err(error) => return (Parts::default(), Err(error)),
     };
-    let order = Order { timeout, items: items.count, permit, origin, ..Order::default() };
+    let order = Order { timeout, items: items.count, permit, origin, is_reserved: true, ..Order::default() };
     let cell = pool.shared().submit(task, Ok(items.bytes.clone()), order);
     let handle = TaskHandle::<()>::new(cell);
     let outcome = std::future::poll_fn(|context| handle.poll_outcome(context)).await;
@@ -383,6 +385,11 @@ fn part_result(mut part: Bytes) -> Result<Bytes, TaskError> {
         Some(1) => Err(decode::<Fault>(&part, CodecStage::DecodeResult).unwrap_or_else(|fault| fault).into()),
         _ => Err(Fault::malformed_chunk().into()),
     }
+}
+
+/// Whether the results of items that are done went with their worker, so that it is not known which ran.
+fn loses_parts(pool: &ProcessPool, error: &TaskError) -> bool {
+    pool.shared().engine.is_some() && matches!(error, TaskError::NodeLost)
 }
 
 /// Whether an error is not one item's but the end of all that wait.

@@ -3,6 +3,7 @@
 mod builder;
 mod cell;
 mod clock;
+mod engine;
 mod handle;
 #[cfg(all(test, not(miri)))]
 mod hostile;
@@ -12,6 +13,8 @@ mod life;
 mod map;
 #[cfg(feature = "metrics")]
 mod metrics;
+#[cfg(feature = "nats")]
+pub mod nats;
 mod observe;
 mod outlet;
 mod progress;

@@ -6,6 +6,7 @@
 //! that may run foreign code (a waker) or block runs under the lock.
 
 use super::cell::{Cell, Extra, Outcome};
+use super::engine::Remote;
 use super::inflow::{Grant, Inflow};
 use super::life;
 use super::observe::{Cause, Ending, Event, Observe};
@@ -58,6 +59,8 @@ pub(super) struct Shared {
     observers: Vec<Box<dyn Observe>>,
     /// The events that watchers have yet to be shown.
     to_show: TaskTracker,
+    /// What runs the tasks in place of workers of this pool.
+    pub(super) engine: Option<Remote>,
     state: Mutex<State>,
     next_id: AtomicU64,
     /// Room for tasks, if the queue is bounded.
@@ -91,6 +94,7 @@ impl Shared {
             state: Mutex::new(State::new(scheduler, !observers.is_empty())),
             observers,
             to_show: TaskTracker::new(),
+            engine: None,
             next_id: AtomicU64::new(1),
             room,
             clock: Notify::new(),
@@ -137,7 +141,10 @@ impl Shared {
                 self.show(&[Event::Refused { task: cell.clone(), ending }]);
                 cell.resolve(error);
             }
-            None => self.with(|state, chores, now| state.submit(&cell, terms, now, chores)),
+            None => match &self.engine {
+                Some(engine) => engine.submit(&cell, terms, order.is_reserved),
+                None => self.with(|state, chores, now| state.submit(&cell, terms, now, chores)),
+            },
         }
         cell
     }
@@ -155,6 +162,10 @@ impl Shared {
             task.offset().ok_or_else(|| error(TaskError::NotInMainImage { task: task.label.to_string() }))?;
         if let Some(limit) = order.timeout.filter(Duration::is_zero) {
             return Err(error(TaskError::TimedOut { limit }));
+        }
+        if self.engine.is_some() && order.window.is_some() {
+            let reason = "a stream cannot be had from workers that are reached through a queue".into();
+            return Err(error(TaskError::PoolBroken(PoolError::InvalidSetting { reason })));
         }
         let permit = match (&self.room, order.permit.take()) {
             (_, Some(permit)) => Some(permit),
@@ -176,13 +187,18 @@ impl Shared {
             || permit.is_some()
             || trace.is_some()
             || order.items > 0
-            || inflow.is_some();
-        let extra =
-            has_extra.then(|| Box::new(Extra::new(name, timeout, trace, permit, order.items, inflow)));
+            || inflow.is_some()
+            || order.alias.is_some();
+        let extra = has_extra.then(|| {
+            Box::new(Extra::new(name, timeout, trace, permit, order.items, inflow).with_alias(order.alias))
+        });
         Ok((shim, body, extra))
     }
 
     pub(super) fn cancel(self: &Arc<Self>, cell: &Cell) {
+        if let Some(engine) = &self.engine {
+            return engine.cancel(cell);
+        }
         if !cell.is_resolved() {
             self.with(|state, _, now| {
                 state.scheduler.cancel(cell.key(), Verdict::Cancelled, now, &state.links)
@@ -208,6 +224,9 @@ impl Shared {
 
     /// What the task's worker has of it: its pid, and whether it has begun it.
     pub(super) fn whereabouts(&self, cell: &Cell) -> Option<(u32, bool)> {
+        if let Some(engine) = &self.engine {
+            return engine.whereabouts(cell);
+        }
         let state = self.lock();
         let (worker, seq) = state.scheduler.whereabouts(cell.key())?;
         let link = state.links.ready(worker)?;
@@ -220,6 +239,10 @@ impl Shared {
 
     pub(super) fn warm_up(self: &Arc<Self>) -> oneshot::Receiver<Warmth> {
         let (sender, receiver) = oneshot::channel();
+        if let Some(engine) = &self.engine {
+            engine.warm_up(sender);
+            return receiver;
+        }
         self.with(|state, _, now| {
             state.warming.push(sender);
             state.scheduler.warm_up(now, &state.links);
@@ -230,6 +253,9 @@ impl Shared {
     /// Accepts no more tasks, finishes those accepted until the given time, and ends the pool.
     pub(super) fn drain(self: &Arc<Self>, limit: Option<Duration>) {
         self.close_room();
+        if let Some(engine) = &self.engine {
+            return engine.drain(limit);
+        }
         self.with(|state, _, now| {
             let stop_at = limit.map_or(Nanos::MAX, |limit| now.saturating_add(nanos(limit)));
             state.scheduler.drain(stop_at, now, &state.links);
@@ -238,6 +264,9 @@ impl Shared {
 
     pub(super) fn stop(self: &Arc<Self>) {
         self.close_room();
+        if let Some(engine) = &self.engine {
+            return engine.stop();
+        }
         self.with(|state, _, now| state.scheduler.stop(now, &state.links));
     }
 
@@ -248,10 +277,16 @@ impl Shared {
     }
 
     pub(super) fn is_shut_down(&self) -> bool {
-        self.lock().scheduler.is_shut_down()
+        match &self.engine {
+            Some(engine) => engine.is_shut_down(),
+            None => self.lock().scheduler.is_shut_down(),
+        }
     }
 
     pub(super) fn stats(&self) -> PoolStats {
+        if let Some(engine) = &self.engine {
+            return engine.stats();
+        }
         let (mut counts, queue, run) = {
             let state = self.lock();
             let times = &state.times;
@@ -268,6 +303,9 @@ impl Shared {
     pub(super) fn workers(&self) -> Vec<WorkerInfo> {
         if self.terminated.is_cancelled() {
             return Vec::new();
+        }
+        if let Some(engine) = &self.engine {
+            return engine.workers();
         }
         let state = self.lock();
         let keys = 0..state.links.0.len();
@@ -488,7 +526,19 @@ pub(super) struct Order {
     pub(super) talker: Option<Talker>,
     /// A place in the bounded queue that was reserved.
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// Room was waited for: where the queue is full after all, it waits on.
+    pub(super) is_reserved: bool,
+    /// Who it is to whoever submitted it elsewhere, if this pool runs it for another one.
+    pub(super) alias: Option<Alias>,
     pub(super) origin: Origin,
+}
+
+/// A task as another pool knows it.
+#[derive(Clone, Copy)]
+pub(super) struct Alias {
+    pub(super) id: u64,
+    /// How many attempts there were before.
+    pub(super) attempts: u32,
 }
 
 /// What a task is submitted in.

@@ -451,11 +451,12 @@ impl State {
             return;
         };
         let extra = cell.extra.as_ref();
+        let (id, earlier) = cell.shown();
         let mut run = Run {
             seq,
-            id: cell.id,
+            id,
             shim: cell.shim,
-            attempt: self.scheduler.attempt(task),
+            attempt: self.scheduler.attempt(task).saturating_add(earlier),
             timeout: extra.and_then(|extra| extra.timeout),
             name: extra.and_then(|extra| extra.name.clone()),
             place: None,

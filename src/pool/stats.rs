@@ -157,6 +157,20 @@ impl WorkerInfo {
         }
     }
 
+    /// A worker of another machine, as that tells of it.
+    #[cfg(feature = "nats")]
+    pub(super) fn elsewhere(
+        pid: u32,
+        state: WorkerState,
+        tasks_done: u64,
+        current_task: Option<TaskId>,
+        started: Instant,
+        rss: u64,
+    ) -> WorkerInfo {
+        let (stdout_tail, stderr_tail) = Default::default();
+        WorkerInfo { pid, state, tasks_done, current_task, started, rss, stdout_tail, stderr_tail }
+    }
+
     /// Its process id; 0 while it is starting.
     pub fn pid(&self) -> u32 {
         self.pid

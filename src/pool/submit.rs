@@ -115,6 +115,9 @@ impl Permit {
         if pool.is_shut_down() {
             return Err(TaskError::ShutDown);
         }
+        if let Some(engine) = &pool.shared().engine {
+            engine.room().await?;
+        }
         let place = match &pool.shared().room {
             None => None,
             Some(room) => Some(room.clone().acquire_owned().await.map_err(|_| TaskError::ShutDown)?),
@@ -133,7 +136,9 @@ impl Permit {
         F: Copy + Send + Sync + 'static,
         A: Arguments<F, M>,
     {
-        self.pool.task(function, arguments).with_place(self.place).submit()
+        let mut task = self.pool.task(function, arguments).with_place(self.place);
+        task.order.is_reserved = true;
+        task.submit()
     }
 }
 

@@ -104,6 +104,21 @@ impl From<Fault> for TaskError {
     }
 }
 
+#[cfg(feature = "nats")]
+impl TaskError {
+    /// What a worker had reported, if this came of that.
+    pub(crate) fn to_fault(&self) -> Option<Fault> {
+        match self {
+            TaskError::Panicked(panic) => Some(Fault::Panicked(panic.0.0.clone())),
+            TaskError::Failed(error) => Some(Fault::Failed((*error.0).clone())),
+            TaskError::Codec(error) => Some(Fault::Codec((*error.0).clone())),
+            TaskError::TooLarge { size, limit } => Some(Fault::TooLarge { size: *size, limit: *limit }),
+            TaskError::Cancelled => Some(Fault::Cancelled),
+            _ => None,
+        }
+    }
+}
+
 /// A panic in a task.
 #[derive(Clone)]
 pub struct Panic(Arc<(PanicReport, PanicLocation)>);
@@ -339,6 +354,12 @@ pub enum PoolError {
         /// What failed.
         reason: String,
     },
+    /// The queue through which the pool reaches its agents cannot be used.
+    #[cfg(feature = "nats")]
+    Queue {
+        /// What failed.
+        reason: String,
+    },
     /// The initializer failed in a worker.
     Initializer(Box<TaskError>),
     /// The preload function failed in the fork server, or left a thread behind.
@@ -383,6 +404,8 @@ impl fmt::Display for PoolError {
             PoolError::NotConfined { reason } => {
                 write!(f, "a worker could not be given its limits or its sandbox: {reason}")
             }
+            #[cfg(feature = "nats")]
+            PoolError::Queue { reason } => write!(f, "the queue cannot be used: {reason}"),
             PoolError::Initializer(error) => write!(f, "the initializer failed: {error}"),
             PoolError::Preload { reason } => write!(f, "the preload function failed: {reason}"),
             PoolError::Timeline { path, reason } => write!(

@@ -1,11 +1,14 @@
 //! How a worker's process ended.
 
+#[cfg(feature = "nats")]
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Why a worker's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "nats", derive(Serialize, Deserialize))]
 #[non_exhaustive]
 pub enum ExitCause {
     /// It exited by itself; see [`WorkerExit::code`].
@@ -34,6 +37,7 @@ pub struct WorkerExit(pub(crate) Arc<ExitReport>);
 
 /// The facts behind a [`WorkerExit`].
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "nats", derive(Serialize, Deserialize))]
 pub(crate) struct ExitReport {
     pub(crate) pid: u32,
     pub(crate) code: Option<i32>,

@@ -125,6 +125,14 @@ impl TaskRef {
         TaskRef { shim, label: Label { name: std::any::type_name::<F>, location: Location::caller() } }
     }
 
+    /// The task whose shim is at this offset, which must come from [`TaskRef::offset`] in a process of the
+    /// same build; `None` if it does not lie in the main image's code.
+    #[cfg(feature = "nats")]
+    pub(crate) fn at(offset: u64) -> Option<TaskRef> {
+        let label = Label { name: || "a task from elsewhere", location: Location::caller() };
+        Some(TaskRef { shim: resolve(offset)?, label })
+    }
+
     /// The shim's offset from the main image's load bias; `None` when it lies elsewhere.
     pub(crate) fn offset(&self) -> Option<u64> {
         Image::main().offset_of(self.shim as usize)

@@ -1,0 +1,261 @@
+//! An agent: a local pool that takes tasks from a queue.
+//!
+//! `serve.rs` is its life, `pulls.rs` decides what to ask the server for, `work.rs` has the way of one task,
+//! and `care.rs` what an agent tells of itself and what it clears up after others.
+
+mod care;
+mod pulls;
+mod serve;
+mod work;
+
+use super::message::Key;
+use super::queue::{LEVELS, Link, Queue, consumer_config};
+use crate::pool::ProcessPool;
+use crate::pool::builder::Builder;
+use crate::pool::cell::Cell;
+use crate::pool::stats::{PoolStats, WorkerInfo};
+use crate::task::PoolError;
+use async_nats::Subject;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use work::DONE;
+
+/// How long the first connection may take, tries included.
+const FIRST_CONNECTION: Duration = Duration::from_secs(10);
+
+/// How many tasks that are done are kept in mind, in case the server has lost its notes and hands one of
+/// them out again.
+const REMEMBERED: usize = 4096;
+
+/// How many callers that have ended are kept in mind, in case that tasks of theirs are still on the way.
+const REMEMBERED_CALLERS: usize = 64;
+
+/// How many last words are kept, and for how long.
+const LAST_WORDS: (usize, Duration) = (1 << 16, Duration::from_secs(30));
+
+/// A machine's part of a service: a local pool that takes tasks from a [`Queue`].
+///
+/// It takes only as many as it has free workers, and of the highest priority first. A task runs at most
+/// once here, whatever happens; its caller decides about retries. While it runs the agent says so to the
+/// server every third of [`Queue::ack_wait`]. What a task prints, and what it may do, are this pool's
+/// matter.
+///
+/// Dropping an agent drains it in the background, as [`shutdown`](Agent::shutdown) does. When its runtime
+/// is dropped its workers are killed, and callers learn that some time later.
+pub struct Agent {
+    inner: Arc<Inner>,
+}
+
+/// What all parts of an agent share.
+struct Inner {
+    queue: Queue,
+    link: Link,
+    pool: ProcessPool,
+    /// The most workers, and so tasks.
+    width: usize,
+    state: Mutex<State>,
+    /// The tasks that it has, until their answers are confirmed.
+    work: TaskTracker,
+    /// What the server was told last, in case that the connection was lost with it.
+    told: Mutex<VecDeque<Told>>,
+    /// It is to take no more.
+    stopping: CancellationToken,
+    /// Nothing is left of it.
+    closed: CancellationToken,
+}
+
+/// The last word on a task to the server.
+struct Told {
+    ack: Subject,
+    at: Instant,
+    /// How often there had been a connection by then.
+    connects: u64,
+}
+
+#[derive(Default)]
+struct State {
+    /// What runs, by caller and number.
+    running: HashMap<Id, Arc<Cell>>,
+    /// Who waits for a confirmation.
+    unconfirmed: HashMap<Id, oneshot::Sender<()>>,
+    /// What is in hand or was, so that it is not run again.
+    seen: HashSet<Id>,
+    done: VecDeque<Id>,
+    /// Callers that have ended.
+    left: VecDeque<Arc<str>>,
+}
+
+/// A submission, whoever it is from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Id {
+    caller: Arc<str>,
+    key: Key,
+}
+
+impl Agent {
+    /// Connects to a queue, makes it if it is not there, and begins to take tasks, to be run in a pool with
+    /// these settings.
+    ///
+    /// It must be called on a tokio runtime, on which the agent then lives.
+    ///
+    /// # Errors
+    /// As [`Builder::build`], and [`PoolError::Queue`] when the queue cannot be reached within ten seconds
+    /// or must not be used.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the agent up before it has taken anything.
+    pub async fn start(queue: Queue, mut pool: Builder) -> Result<Agent, PoolError> {
+        queue.check()?;
+        let width = pool.most_workers();
+        pool.queue = None;
+        let pool = pool.build()?;
+        let link = connect(&queue).await?;
+        let inner = Arc::new(Inner {
+            queue,
+            link,
+            pool,
+            width,
+            state: Mutex::default(),
+            work: TaskTracker::new(),
+            told: Mutex::default(),
+            stopping: CancellationToken::new(),
+            closed: CancellationToken::new(),
+        });
+        let ears = serve::subscribe(&inner).await.map_err(|reason| PoolError::Queue { reason })?;
+        tokio::spawn(serve::live(inner.clone(), ears));
+        Ok(Agent { inner })
+    }
+
+    /// Takes no more tasks, finishes those that it has, hands back what comes nevertheless, and ends. It
+    /// may be called any number of times.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the shutdown.
+    pub async fn shutdown(&self) {
+        self.inner.stopping.cancel();
+        self.inner.closed.cancelled().await;
+    }
+
+    /// The same, but after the given time what still runs is killed; its callers get
+    /// [`TaskError::NodeLost`](crate::TaskError::NodeLost).
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the shutdown, but nothing is killed then.
+    pub async fn shutdown_timeout(&self, limit: Duration) {
+        if tokio::time::timeout(limit, self.shutdown()).await.is_err() {
+            self.inner.pool.shutdown_now().await;
+            self.inner.closed.cancelled().await;
+        }
+    }
+
+    /// Counters and gauges of the local pool.
+    pub fn stats(&self) -> PoolStats {
+        self.inner.pool.stats()
+    }
+
+    /// The workers of the local pool.
+    pub fn workers(&self) -> Vec<WorkerInfo> {
+        self.inner.pool.workers()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.inner.stopping.cancel();
+    }
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Agent").field("queue", &self.inner.queue).field("pool", &self.inner.pool).finish()
+    }
+}
+
+/// Connects, and makes what tasks of this build are taken from.
+async fn connect(queue: &Queue) -> Result<Link, PoolError> {
+    let tries = async {
+        loop {
+            match Link::open(queue, None).await {
+                Ok(link) => return Ok(link),
+                Err(super::queue::NoLink::Unreachable(_)) => {}
+                Err(refusal) => return Err(refusal.into_error()),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let late = |_| PoolError::Queue { reason: "the server cannot be reached".into() };
+    let link = tokio::time::timeout(FIRST_CONNECTION, tries).await.map_err(late)??;
+    make_consumers(queue, &link).await.map_err(|reason| PoolError::Queue { reason })?;
+    Ok(link)
+}
+
+async fn make_consumers(queue: &Queue, link: &Link) -> Result<(), String> {
+    for level in LEVELS {
+        let made = link.stream.create_consumer(consumer_config(queue, &link.names, level)).await;
+        made.map_err(|error| format!("its consumers cannot be made: {error}"))?;
+    }
+    Ok(())
+}
+
+impl Inner {
+    /// Tells the server that a task is done with.
+    async fn finish(&self, ack: Subject) {
+        {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.push_back(Told { ack: ack.clone(), at: Instant::now(), connects: self.link.connects() });
+            while told.len() > LAST_WORDS.0
+                || told.front().is_some_and(|told| told.at.elapsed() > LAST_WORDS.1)
+            {
+                told.pop_front();
+            }
+        }
+        self.say(ack, DONE).await;
+    }
+
+    /// Tells it again what may have been lost with an earlier connection.
+    async fn repeat_last_words(&self) {
+        let connects = self.link.connects();
+        let again: Vec<_> = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let earlier = told.iter_mut().filter(|told| told.connects != connects);
+            earlier
+                .map(|told| {
+                    told.connects = connects;
+                    told.ack.clone()
+                })
+                .collect()
+        };
+        for ack in again {
+            self.say(ack, DONE).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Notes that a caller has ended, and forgets the oldest.
+    fn remember_left(&mut self, caller: Arc<str>) {
+        self.left.push_back(caller);
+        if self.left.len() > REMEMBERED_CALLERS {
+            self.left.pop_front();
+        }
+    }
+
+    /// Notes that a submission is done, and forgets the oldest.
+    fn forget(&mut self, id: Id) {
+        self.done.push_back(id);
+        if self.done.len() > REMEMBERED
+            && let Some(oldest) = self.done.pop_front()
+        {
+            self.seen.remove(&oldest);
+        }
+    }
+}

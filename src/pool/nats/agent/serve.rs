@@ -1,0 +1,222 @@
+//! The life of an agent: asks for tasks, starts them, listens to callers, and drains in the end.
+
+use super::super::message::{ToAgent, unpack};
+use super::super::queue::{Link, level_of};
+use super::pulls::Pulls;
+use super::{Id, Inner, care, work};
+use async_nats::{Message, StatusCode, Subscriber};
+use futures::StreamExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+/// How long what the server still sends may take to come when an agent ends.
+const LAST_CALL: Duration = Duration::from_secs(5);
+
+/// The header by which the server says how many tasks it did not have.
+const MISSING: &str = "Nats-Pending-Messages";
+
+/// What an agent listens to.
+pub(super) struct Ears {
+    /// What the server sends in answer to requests.
+    tasks: Subscriber,
+    inbox: String,
+    own: Subscriber,
+    roll_call: Subscriber,
+    advisories: Subscriber,
+}
+
+pub(super) async fn subscribe(inner: &Inner) -> Result<Ears, String> {
+    let Link { client, names, me, .. } = &inner.link;
+    let inbox = client.new_inbox();
+    let subscribe =
+        async |subject: String| client.subscribe(subject).await.map_err(|error| error.to_string());
+    Ok(Ears {
+        tasks: subscribe(format!("{inbox}.*")).await?,
+        inbox,
+        own: subscribe(names.to(me)).await?,
+        roll_call: subscribe(names.roll_call()).await?,
+        advisories: client
+            .queue_subscribe(names.advisories(), "agents".into())
+            .await
+            .map_err(|error| error.to_string())?,
+    })
+}
+
+/// Lives the life of an agent.
+pub(super) async fn live(inner: Arc<Inner>, mut ears: Ears) {
+    tokio::spawn(care::remove_old_builds(inner.clone()));
+    let (freed, mut idle) = mpsc::unbounded_channel();
+    let mut server = Server {
+        pulls: Pulls::new(inner.width, Instant::now()),
+        inner: inner.clone(),
+        freed,
+        inbox: ears.inbox.clone(),
+        came: 0,
+    };
+    let mut beats = tokio::time::interval(inner.queue.beat().min(Duration::from_secs(5)));
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut connects = inner.link.connects();
+    while !inner.stopping.is_cancelled() {
+        server.ask().await;
+        let wake_at = server.pulls.wake_at().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        tokio::select! {
+            () = inner.stopping.cancelled() => {}
+            Some(message) = ears.tasks.next() => server.take(message),
+            Some(()) = idle.recv() => server.pulls.freed(Instant::now()),
+            Some(message) = ears.own.next() => inner.hear(message),
+            Some(message) = ears.roll_call.next() => {
+                if message.payload.is_empty() {
+                    care::tell(&inner, false).await;
+                }
+                inner.hear(message);
+            }
+            Some(message) = ears.advisories.next() => {
+                tokio::spawn(care::bury(inner.clone(), message));
+            }
+            _ = beats.tick() => {
+                if connects != inner.link.connects() {
+                    connects = inner.link.connects();
+                    server.pulls.lost();
+                    inner.repeat_last_words().await;
+                    tokio::spawn(care::make_sure(inner.clone()));
+                }
+                care::tell(&inner, false).await;
+            }
+            () = tokio::time::sleep_until(wake_at.into()) => server.pulls.expire(Instant::now()),
+        }
+    }
+    care::tell(&inner, true).await;
+    end(server, ears).await;
+    inner.closed.cancel();
+}
+
+/// What an agent does with the server.
+struct Server {
+    inner: Arc<Inner>,
+    pulls: Pulls,
+    /// Told when a worker is free.
+    freed: mpsc::UnboundedSender<()>,
+    inbox: String,
+    /// How many messages have come in answer to requests.
+    came: u64,
+}
+
+impl Server {
+    /// Asks for as many tasks as there are workers for.
+    async fn ask(&mut self) {
+        let Link { client, names, .. } = &self.inner.link;
+        while let Some(request) = self.pulls.next(Instant::now()) {
+            let subject =
+                format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", names.stream, names.consumer(request.level));
+            let reply = format!("{}.{}", self.inbox, request.token);
+            // Without a connection it will be asked again.
+            let _ = client.publish_with_reply(subject, reply, request.payload().into()).await;
+        }
+    }
+
+    /// Takes in an answer of the server.
+    fn take(&mut self, message: Message) {
+        self.came += 1;
+        // A task keeps the subject that it was published to; a status comes to the one that was asked from.
+        let last = message.subject.rsplit('.').next().unwrap_or_default();
+        let now = Instant::now();
+        match message.status {
+            None if message.reply.is_some() => {
+                let has_worker = self.pulls.came(level_of(last), now);
+                let freed = has_worker.then(|| self.freed.clone());
+                self.inner.work.spawn(work::run(self.inner.clone(), message, freed));
+            }
+            // It is still there.
+            Some(StatusCode::IDLE_HEARTBEAT) | None => {}
+            Some(_) => {
+                let missing = message.headers.as_ref().and_then(|headers| headers.get(MISSING));
+                let missing = missing.and_then(|missing| missing.as_str().parse().ok());
+                self.pulls.ended(last.parse().unwrap_or(0), missing, now);
+            }
+        }
+    }
+}
+
+/// Takes no more, hands back what comes nevertheless, and waits for what runs.
+async fn end(mut server: Server, mut ears: Ears) {
+    let inner = server.inner.clone();
+    // The server stops after so many messages, which is more than it can have on the way: those that are
+    // missing come from here. So none is lost between it and an agent that does not listen any more.
+    let blanks = server.pulls.may_come() as u64;
+    let _ = ears.tasks.unsubscribe_after(server.came + blanks).await;
+    for _ in 0..blanks {
+        let _ = inner.link.client.publish(format!("{}.0", ears.inbox), "".into()).await;
+    }
+    let last = async {
+        while let Some(message) = ears.tasks.next().await {
+            if message.status.is_none() && message.reply.is_some() {
+                inner.work.spawn(work::run(inner.clone(), message, None));
+            }
+            server.came += 1;
+        }
+    };
+    let _ = tokio::time::timeout(LAST_CALL, last).await;
+    inner.work.close();
+    let mut work = std::pin::pin!(inner.work.wait());
+    loop {
+        tokio::select! {
+            () = &mut work => break,
+            Some(message) = ears.own.next() => inner.hear(message),
+            Some(message) = ears.roll_call.next() => inner.hear(message),
+        }
+    }
+    inner.pool.shutdown().await;
+    while inner.link.echo().await {
+        let connects = inner.link.connects();
+        inner.repeat_last_words().await;
+        if connects == inner.link.connects() {
+            break;
+        }
+    }
+    inner.link.close().await;
+}
+
+impl Inner {
+    /// A caller says something.
+    fn hear(&self, message: Message) {
+        match unpack::<ToAgent>(message.payload) {
+            Some((ToAgent::Confirm { caller, key }, _)) => {
+                let waiting = self.lock().unconfirmed.remove(&Id { caller: caller.into(), key });
+                if let Some(waiting) = waiting {
+                    let _ = waiting.send(());
+                }
+            }
+            Some((ToAgent::Cancel { caller, task }, _)) => self.cancel(&caller, Some(task)),
+            Some((ToAgent::Left { caller }, _)) => {
+                self.lock().remember_left(caller.as_str().into());
+                self.cancel(&caller, None);
+            }
+            None => {}
+        }
+    }
+
+    /// Cancels a task of a caller, or all.
+    fn cancel(&self, caller: &str, task: Option<u64>) {
+        let (cells, confirmed) = {
+            let mut state = self.lock();
+            let is_meant = |id: &Id| *id.caller == *caller && task.is_none_or(|task| id.key.task == task);
+            let cells: Vec<_> =
+                state.running.iter().filter(|(id, _)| is_meant(id)).map(|(_, cell)| cell.clone()).collect();
+            let waiting: Vec<_> = state.unconfirmed.keys().filter(|id| is_meant(id)).cloned().collect();
+            let confirmed: Vec<_> =
+                waiting.into_iter().filter_map(|id| state.unconfirmed.remove(&id)).collect();
+            (cells, confirmed)
+        };
+        for cell in cells {
+            self.pool.shared().cancel(&cell);
+        }
+        for waiting in confirmed {
+            // A caller that has ended confirms nothing: what it has left is cleared up.
+            if task.is_some() {
+                let _ = waiting.send(());
+            }
+        }
+    }
+}

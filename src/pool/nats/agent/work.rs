@@ -1,0 +1,295 @@
+//! The way of one task through an agent.
+
+use super::super::message::{AnswerHead, News, Place, REPLY_TO, TaskHead, ToCaller, VERSION, pack, unpack};
+use super::super::report::Ending;
+use super::{Id, Inner};
+use crate::pool::cell::{Cell, Outcome};
+use crate::pool::shared::{Alias, Order};
+use crate::sys::monotonic_now;
+use crate::task::{Fault, TaskError, TaskRef};
+use async_nats::{Message, Subject};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+/// After this time, and twice as long each time up to the second, it is looked whether a task has begun.
+const GLANCES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(32));
+
+/// How long to wait for the confirmation of an answer before it is repeated, at first and at most.
+const REPEATS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
+
+/// How long an agent that ends waits for confirmations.
+const LAST_PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) const DONE: &str = "+ACK";
+const IN_PROGRESS: &str = "+WPI";
+
+/// A task in hand.
+struct Job {
+    inner: Arc<Inner>,
+    head: TaskHead,
+    /// What came behind the head.
+    body: Bytes,
+    id: Id,
+    /// Where its caller listens.
+    reply_to: String,
+    /// Where the server is told what became of it.
+    ack: Subject,
+    /// The process that has begun it; 0 for none.
+    pid: AtomicU32,
+}
+
+/// Runs a task that the server has sent, and has its caller told. Tells when the worker is free, if there
+/// is one for it; without, the task is handed back.
+pub(super) async fn run(inner: Arc<Inner>, message: Message, freed: Option<mpsc::UnboundedSender<()>>) {
+    let worker = Worker(freed);
+    let Some(ack) = message.reply.clone() else { return };
+    let Some(job) = Job::new(inner.clone(), message, ack.clone()) else {
+        // No task, too old, or in hand already.
+        return inner.finish(ack).await;
+    };
+    let job = Arc::new(job);
+    let is_confirmed = job.with_signs_of_life(job.clone().live(worker)).await;
+    inner.finish(job.ack.clone()).await;
+    if !is_confirmed {
+        job.clear_up().await;
+    }
+    let mut state = inner.lock();
+    state.unconfirmed.remove(&job.id);
+    state.forget(job.id.clone());
+}
+
+/// A worker that is taken up, until this is dropped.
+struct Worker(Option<mpsc::UnboundedSender<()>>);
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(freed) = &self.0 {
+            let _ = freed.send(());
+        }
+    }
+}
+
+impl Inner {
+    pub(super) async fn say(&self, ack: Subject, word: &'static str) {
+        // Without a connection the server counts the task as lost, and says so.
+        let _ = self.link.client.publish(ack, word.into()).await;
+    }
+}
+
+impl Job {
+    fn new(inner: Arc<Inner>, message: Message, ack: Subject) -> Option<Job> {
+        let reply_to = message.headers.as_ref()?.get(REPLY_TO)?.to_string();
+        if !inner.link.names.is_party(&reply_to) {
+            return None;
+        }
+        let caller = reply_to.rsplit('.').next()?.into();
+        let published = async_nats::jetstream::Message {
+            message: Message { payload: Bytes::new(), headers: None, ..message.clone() },
+            context: inner.link.jetstream.clone(),
+        };
+        let published = published.info().ok()?.published.unix_timestamp_nanos();
+        let (head, body) = unpack::<TaskHead>(message.payload)?;
+        if head.version != VERSION || head.build != inner.link.names.identity {
+            return None;
+        }
+        let id = Id { caller, key: head.key };
+        {
+            let mut state = inner.lock();
+            if state.left.contains(&id.caller) || !state.seen.insert(id.clone()) {
+                return None;
+            }
+        }
+        let job = Job { inner, head, body, id, reply_to, ack, pid: AtomicU32::new(0) };
+        if age(published) > u128::from(job.head.max_wait) {
+            tokio::spawn(async move { job.clear_up().await });
+            return None;
+        }
+        Some(job)
+    }
+
+    /// Does some work while it tells the server and the caller, every now and then, that it goes on.
+    async fn with_signs_of_life<T>(&self, work: impl Future<Output = T>) -> T {
+        let beat = self.inner.queue.beat();
+        let mut beats = tokio::time::interval_at((Instant::now() + beat).into(), beat);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                _ = beats.tick() => {
+                    self.inner.say(self.ack.clone(), IN_PROGRESS).await;
+                    self.tell_alive().await;
+                }
+            }
+        }
+    }
+
+    async fn tell_alive(&self) {
+        let pid = Some(self.pid.load(Ordering::Relaxed)).filter(|pid| *pid > 0);
+        self.tell(News::Alive { pid }, &[]).await;
+    }
+
+    async fn tell(&self, what: News, body: &[u8]) {
+        let link = &self.inner.link;
+        let message = pack(&ToCaller { agent: link.me.clone(), key: self.head.key, what }, &[body]);
+        // What is lost is told again.
+        let _ = link.client.publish(self.reply_to.clone(), message).await;
+    }
+
+    /// Runs the task and has the answer confirmed; whether it was.
+    async fn live(self: Arc<Self>, worker: Worker) -> bool {
+        if worker.0.is_none() {
+            return self.until_confirmed(|| News::HandedBack, Bytes::new()).await;
+        }
+        let started = monotonic_now();
+        let (outcome, cell) = self.outcome().await;
+        drop(worker);
+        if matches!(&outcome, Outcome::Error(error) if matches!(**error, TaskError::Cancelled)) {
+            // Its caller knows, or nobody would have cancelled it.
+            return true;
+        }
+        let ran = monotonic_now() - started;
+        let answer = answer(&outcome, cell.as_deref());
+        drop((outcome, cell));
+        if answer.len() <= self.inner.link.inline() {
+            return self.until_confirmed(move || News::Done { ran, place: Place::Here }, answer).await;
+        }
+        let (name, size) = (self.object(), answer.len() as u64);
+        let place = match self.inner.link.objects.put(&name, &answer).await {
+            Ok(()) => Place::Object { name, size },
+            Err(_) => {
+                self.inner.link.objects.remove(&name).await;
+                let lost = answer_of(Ending::Lost);
+                return self.until_confirmed(move || News::Done { ran, place: Place::Here }, lost).await;
+            }
+        };
+        drop(answer);
+        self.until_confirmed(move || News::Done { ran, place: place.clone() }, Bytes::new()).await
+    }
+
+    /// What becomes of the task in the local pool.
+    async fn outcome(&self) -> (Outcome, Option<Arc<Cell>>) {
+        let failed = |error| (Outcome::Error(Box::new(error)), None);
+        let limit = self.inner.pool.shared().settings.max_message;
+        let body = match &self.head.place {
+            Place::Here => self.body.clone(),
+            Place::Object { size, .. } if *size > limit => {
+                return failed(TaskError::TooLarge { size: *size, limit });
+            }
+            Place::Object { name, .. } => match self.inner.link.objects.get(name, limit).await {
+                Ok(body) => body,
+                Err(_) => return failed(TaskError::NodeLost),
+            },
+        };
+        // A chunk is bounded item by item.
+        let size = body.len() as u64;
+        if size > limit && self.head.items == 0 {
+            return (Outcome::Fault(Box::new(Fault::TooLarge { size, limit })), None);
+        }
+        let Some(task) = TaskRef::at(self.head.shim) else {
+            return failed(TaskError::NotInMainImage { task: "a task from the queue".into() });
+        };
+        let order = Order {
+            timeout: self.head.timeout.map(Duration::from_nanos),
+            name: self.head.name.clone(),
+            items: self.head.items as usize,
+            alias: Some(Alias { id: self.head.key.task, attempts: self.head.key.attempt - 1 }),
+            ..Order::default()
+        };
+        let cell = self.inner.pool.shared().submit(task, Ok(body), order);
+        let is_wanted = {
+            let mut state = self.inner.lock();
+            state.running.insert(self.id.clone(), cell.clone());
+            !state.left.contains(&self.id.caller)
+        };
+        if !is_wanted {
+            self.inner.pool.shared().cancel(&cell);
+        }
+        let outcome = self.watch(&cell).await;
+        self.inner.lock().running.remove(&self.id);
+        (outcome, Some(cell))
+    }
+
+    /// Waits until the task is done, and tells the caller when it has begun, if that takes a moment.
+    async fn watch(&self, cell: &Arc<Cell>) -> Outcome {
+        let mut done = std::pin::pin!(std::future::poll_fn(|context| cell.poll(context)));
+        let mut pause = GLANCES.0;
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut done => return outcome,
+                () = tokio::time::sleep(pause), if self.pid.load(Ordering::Relaxed) == 0 => {
+                    pause = (pause * 2).min(GLANCES.1);
+                    if let Some((pid, true)) = self.inner.pool.shared().whereabouts(cell) {
+                        self.pid.store(pid, Ordering::Relaxed);
+                        self.tell_alive().await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the caller something until it confirms that, or for as long as patience lasts.
+    async fn until_confirmed(&self, what: impl Fn() -> News, body: Bytes) -> bool {
+        let inner = &self.inner;
+        let (confirm, mut confirmed) = oneshot::channel();
+        inner.lock().unconfirmed.insert(self.id.clone(), confirm);
+        let start = Instant::now();
+        let mut pause = REPEATS.0;
+        while start.elapsed() < self.patience() {
+            self.tell(what(), &body).await;
+            let wait = pause.min(self.patience().saturating_sub(start.elapsed()));
+            if let Ok(confirmed) = tokio::time::timeout(wait, &mut confirmed).await {
+                return confirmed.is_ok();
+            }
+            pause = (pause * 2).min(REPEATS.1);
+        }
+        false
+    }
+
+    fn patience(&self) -> Duration {
+        let patience = self.inner.queue.reply_patience;
+        if self.inner.stopping.is_cancelled() { patience.min(LAST_PATIENCE) } else { patience }
+    }
+
+    /// The name of the object with the answer.
+    fn object(&self) -> String {
+        let key = self.head.key;
+        format!("{}.{}.{}.{}.out", self.id.caller, key.task, key.attempt, key.hop)
+    }
+
+    /// Removes what a caller that is gone has left behind.
+    async fn clear_up(&self) {
+        if let Place::Object { name, .. } = &self.head.place {
+            self.inner.link.objects.remove(name).await;
+        }
+        self.inner.link.objects.remove(&self.object()).await;
+    }
+}
+
+/// How long ago this was, in nanoseconds; 0 if it is to come.
+fn age(unix_nanos: i128) -> u128 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX);
+    u128::try_from(now.saturating_sub(unix_nanos)).unwrap_or(0)
+}
+
+fn answer(outcome: &Outcome, cell: Option<&Cell>) -> Bytes {
+    let ending = Ending::of(outcome, cell.and_then(Cell::timeout_report));
+    let parts = cell.map(Cell::take_parts).unwrap_or_default();
+    let value = match outcome {
+        Outcome::Value(value) => value.clone(),
+        Outcome::Fault(_) | Outcome::Error(_) => Bytes::new(),
+    };
+    let head = AnswerHead { ending, part_bytes: parts.bytes.len() as u64 };
+    pack(&head, &[&parts.bytes, &value])
+}
+
+fn answer_of(ending: Ending) -> Bytes {
+    pack(&AnswerHead { ending, part_bytes: 0 }, &[])
+}

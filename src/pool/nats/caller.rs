@@ -1,0 +1,414 @@
+//! The caller's side: a pool whose tasks are run by agents.
+//!
+//! What is known of each task is under one lock. The engine's life (`life.rs`) is a task of the runtime
+//! that listens to agents and the server and looks after time; each submission is a task of its own
+//! (`publish.rs`). `listen.rs` has what is made of messages.
+
+mod life;
+mod listen;
+mod publish;
+
+use super::message::Key;
+use super::queue::Queue;
+use crate::pool::cell::{Cell, Outcome};
+use crate::pool::engine::Engine;
+use crate::pool::observe::Ending;
+use crate::pool::scheduler::{Counts, Nanos, Terms};
+use crate::pool::shared::{Shared, nanos};
+use crate::pool::state::Warmth;
+use crate::pool::stats::{PoolStats, WorkerInfo};
+use crate::pool::times::{Distribution, Times};
+use crate::sys::monotonic_now;
+use crate::task::{PoolError, Priority, TaskError};
+use futures::future::{BoxFuture, FutureExt};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// The engine of a pool whose tasks go to a queue.
+pub(super) struct Caller(Arc<Core>);
+
+pub(super) struct Core {
+    queue: Queue,
+    max_message: u64,
+    capacity: Option<usize>,
+    errands: mpsc::UnboundedSender<Errand>,
+    state: Mutex<State>,
+    /// How many tasks of a priority there are, for those who wait for room; asked by the engine's life.
+    link: watch::Sender<Option<Arc<super::queue::Link>>>,
+    terminated: CancellationToken,
+}
+
+/// Something to be done on the runtime.
+enum Errand {
+    Publish(u64),
+    /// Take a task out of the queue.
+    Delete(u64),
+    /// Tell the agent that has it, under its name, that a task is not wanted any more.
+    Cancel(String, u64),
+    /// Remove an object.
+    Remove(String),
+    /// Fetch an answer from the object store.
+    Fetch(listen::Fetch),
+    /// Look whether there is anything left to be done.
+    Look,
+}
+
+struct State {
+    stage: Stage,
+    tasks: HashMap<u64, Task>,
+    /// The tasks by their places in the stream.
+    places: HashMap<u64, u64>,
+    agents: HashMap<String, Known>,
+    counts: Counts,
+    times: Times,
+    warming: Vec<oneshot::Sender<Warmth>>,
+    /// Why the queue cannot be used at the moment.
+    broken: Option<PoolError>,
+    stop_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Stage {
+    Open,
+    Draining,
+    Stopped,
+}
+
+/// A task that is not resolved.
+struct Task {
+    cell: Arc<Cell>,
+    terms: Terms,
+    is_reserved: bool,
+    submitted: Instant,
+    submitted_at: Nanos,
+    key: Key,
+    retries_left: u32,
+    /// Its place in the stream, once the server has confirmed it.
+    place: Option<u64>,
+    /// Large arguments in the object store.
+    object: Option<String>,
+    /// When it is too late to wait for an agent any longer: none has said that it has it.
+    taken: Option<Taken>,
+}
+
+/// What is known of a task that has left the queue.
+struct Taken {
+    agent: Option<String>,
+    pid: Option<u32>,
+    /// The last sign of life.
+    sign: Instant,
+}
+
+/// An agent that is there.
+struct Known {
+    sign: Instant,
+    width: usize,
+    workers: Vec<super::message::WorkerNote>,
+    /// When that was told.
+    told: Instant,
+}
+
+impl Caller {
+    /// An engine, and its life, to be run on the pool's runtime.
+    pub(super) fn new(queue: Queue, shared: &Shared) -> (Caller, impl Future<Output = ()> + Send + 'static) {
+        let (errands, todo) = mpsc::unbounded_channel();
+        let core = Arc::new(Core {
+            queue,
+            max_message: shared.settings.max_message,
+            capacity: shared.settings.queue_capacity,
+            errands,
+            state: Mutex::new(State {
+                stage: Stage::Open,
+                tasks: HashMap::new(),
+                places: HashMap::new(),
+                agents: HashMap::new(),
+                counts: Counts::default(),
+                times: Times::new(),
+                warming: Vec::new(),
+                broken: None,
+                stop_at: None,
+            }),
+            link: watch::Sender::new(None),
+            terminated: shared.terminated.clone(),
+        });
+        (Caller(core.clone()), life::run(core, todo))
+    }
+}
+
+impl Core {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, errand: Errand) {
+        // Without a life everything is resolved already.
+        let _ = self.errands.send(errand);
+    }
+
+    /// Resolves a task, if it is this submission of it that is open.
+    fn finish(&self, key: Key, outcome: Outcome, ran: Option<Nanos>) {
+        let task = {
+            let mut state = self.lock();
+            if state.tasks.get(&key.task).is_none_or(|task| task.key != key) {
+                return;
+            }
+            state.remove(key.task)
+        };
+        if let Some(task) = task {
+            self.settle(task, outcome, ran);
+        }
+    }
+
+    /// Resolves a task that has been removed, and clears up after it.
+    fn settle(&self, task: Task, outcome: Outcome, ran: Option<Nanos>) {
+        self.lock().count(&outcome, ran.map(|ran| (task.submitted_at, ran)));
+        if let Some(object) = task.object {
+            self.send(Errand::Remove(object));
+        }
+        task.cell.resolve(outcome);
+        self.send(Errand::Look);
+    }
+
+    /// Gives up a task that may still be in the queue or with an agent, and sees that it is not run for
+    /// nothing.
+    fn give_up(&self, task: Task, outcome: Outcome) {
+        if let Some(place) = task.place {
+            self.send(Errand::Delete(place));
+        }
+        if let Some(agent) = task.taken.as_ref().and_then(|taken| taken.agent.clone()) {
+            self.send(Errand::Cancel(agent, task.key.task));
+        }
+        self.settle(task, outcome, None);
+    }
+
+    /// An attempt has failed in a way after which there may be another. Gives the outcome back if there
+    /// may not.
+    fn retry(&self, key: Key, outcome: Outcome) -> Option<Outcome> {
+        let may_be_repeated = match &outcome {
+            Outcome::Error(error) => {
+                matches!(**error, TaskError::WorkerDied(_) | TaskError::TimedOut { .. } | TaskError::NodeLost)
+            }
+            _ => false,
+        };
+        let mut state = self.lock();
+        let state = &mut *state;
+        let is_open = state.stage != Stage::Stopped;
+        let task = state.tasks.get_mut(&key.task).filter(|task| task.key == key)?;
+        if !may_be_repeated || task.retries_left == 0 || !is_open {
+            return Some(outcome);
+        }
+        task.retries_left -= 1;
+        task.key.attempt += 1;
+        task.key.hop = 0;
+        task.taken = None;
+        if let Some(place) = task.place.take() {
+            state.places.remove(&place);
+        }
+        state.counts.retried += 1;
+        self.send(Errand::Publish(key.task));
+        None
+    }
+
+    /// The agent that had a task is gone, or nobody knows what became of it.
+    fn lost(&self, key: Key) {
+        let place =
+            self.lock().tasks.get(&key.task).filter(|task| task.key == key).and_then(|task| task.place);
+        if let Some(place) = place {
+            self.send(Errand::Delete(place));
+        }
+        if let Some(outcome) = self.retry(key, error(TaskError::NodeLost)) {
+            self.finish(key, outcome, None);
+        }
+    }
+
+    /// Resolves every task with an error.
+    fn fail_all(&self, cause: &TaskError) {
+        let tasks: Vec<_> = {
+            let mut state = self.lock();
+            let ids: Vec<_> = state.tasks.keys().copied().collect();
+            ids.into_iter().filter_map(|id| state.remove(id)).collect()
+        };
+        for task in tasks {
+            self.give_up(task, error(cause.clone()));
+        }
+        self.send(Errand::Look);
+    }
+}
+
+impl State {
+    fn remove(&mut self, id: u64) -> Option<Task> {
+        let task = self.tasks.remove(&id)?;
+        if let Some(place) = task.place {
+            self.places.remove(&place);
+        }
+        Some(task)
+    }
+
+    fn count(&mut self, outcome: &Outcome, times: Option<(Nanos, Nanos)>) {
+        let counts = &mut self.counts;
+        match Ending::of(outcome) {
+            Ending::Succeeded => counts.succeeded += 1,
+            Ending::Cancelled => counts.cancelled += 1,
+            Ending::TimedOut => counts.timed_out += 1,
+            // It was not accepted after all.
+            Ending::QueueFull => counts.submitted = counts.submitted.saturating_sub(1),
+            _ => counts.failed += 1,
+        }
+        if let Some((submitted, ran)) = times {
+            let taken = monotonic_now().saturating_sub(submitted);
+            self.times.add(taken.saturating_sub(ran), ran.min(taken));
+        }
+    }
+
+    fn is_running(task: &Task) -> bool {
+        task.taken.as_ref().is_some_and(|taken| taken.pid.is_some())
+    }
+}
+
+fn error(error: TaskError) -> Outcome {
+    Outcome::Error(Box::new(error))
+}
+
+impl Engine for Caller {
+    fn submit(&self, cell: &Arc<Cell>, terms: Terms, is_reserved: bool) {
+        let refusal = {
+            let mut state = self.0.lock();
+            match (state.stage, &state.broken) {
+                (Stage::Draining | Stage::Stopped, _) => Some(TaskError::ShutDown),
+                (Stage::Open, Some(cause)) => Some(TaskError::PoolBroken(cause.clone())),
+                (Stage::Open, None) => {
+                    state.counts.submitted += 1;
+                    let task = Task {
+                        cell: cell.clone(),
+                        terms,
+                        is_reserved,
+                        submitted: Instant::now(),
+                        submitted_at: monotonic_now(),
+                        key: Key { task: cell.id, attempt: 1, hop: 0 },
+                        retries_left: terms.retries,
+                        place: None,
+                        object: None,
+                        taken: None,
+                    };
+                    state.tasks.insert(cell.id, task);
+                    None
+                }
+            }
+        };
+        match refusal {
+            Some(refusal) => cell.resolve(error(refusal)),
+            None => self.0.send(Errand::Publish(cell.id)),
+        }
+    }
+
+    fn cancel(&self, cell: &Cell) {
+        let task = self.0.lock().remove(cell.id);
+        if let Some(task) = task {
+            self.0.give_up(task, error(TaskError::Cancelled));
+        }
+    }
+
+    fn whereabouts(&self, cell: &Cell) -> Option<(u32, bool)> {
+        let state = self.0.lock();
+        let pid = state.tasks.get(&cell.id)?.taken.as_ref()?.pid?;
+        Some((pid, true))
+    }
+
+    fn room(&self) -> BoxFuture<'_, Result<(), TaskError>> {
+        publish::room(&self.0).boxed()
+    }
+
+    fn width(&self) -> usize {
+        self.0.lock().agents.values().map(|agent| agent.width).sum()
+    }
+
+    fn stats(&self) -> PoolStats {
+        let state = self.0.lock();
+        let running = state.tasks.values().filter(|task| State::is_running(task)).count();
+        let workers = || state.agents.values().flat_map(|agent| &agent.workers);
+        let counts = Counts {
+            queued: state.tasks.len() - running,
+            running,
+            starting: workers().filter(|worker| worker.state == 0).count(),
+            idle: workers().filter(|worker| worker.state == 1).count(),
+            workers: workers().count(),
+            ..state.counts
+        };
+        let (queue, run) = (state.times.queue.clone(), state.times.run.clone());
+        drop(state);
+        PoolStats::new(counts, Distribution::new(queue), Distribution::new(run))
+    }
+
+    fn workers(&self) -> Vec<WorkerInfo> {
+        let state = self.0.lock();
+        let known = state.agents.iter();
+        known
+            .flat_map(|(name, agent)| agent.workers.iter().map(|worker| state.view(name, agent, worker)))
+            .collect()
+    }
+
+    fn warm_up(&self, ready: oneshot::Sender<Warmth>) {
+        let mut state = self.0.lock();
+        let warmth = match (&state.broken, state.stage) {
+            (_, Stage::Draining | Stage::Stopped) => Err(PoolError::ShutDown),
+            (Some(cause), _) => Err(cause.clone()),
+            _ if !state.agents.is_empty() => Ok(()),
+            _ => return state.warming.push(ready),
+        };
+        drop(state);
+        // Whoever asked may have stopped waiting.
+        let _ = ready.send(warmth);
+    }
+
+    fn drain(&self, limit: Option<Duration>) {
+        {
+            let mut state = self.0.lock();
+            if state.stage == Stage::Open {
+                state.stage = Stage::Draining;
+            }
+            let stop_at = limit.and_then(|limit| Instant::now().checked_add(limit));
+            state.stop_at = match (state.stop_at, stop_at) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            state.warming.clear();
+        }
+        self.0.send(Errand::Look);
+    }
+
+    fn stop(&self) {
+        self.0.stop();
+    }
+
+    fn is_shut_down(&self) -> bool {
+        self.0.lock().stage != Stage::Open
+    }
+}
+
+impl Core {
+    fn stop(&self) {
+        {
+            let mut state = self.lock();
+            state.stage = Stage::Stopped;
+            state.warming.clear();
+        }
+        self.fail_all(&TaskError::ShutDown);
+    }
+
+    /// How long a task may wait, as it is told to agents.
+    fn max_wait(&self) -> u64 {
+        nanos(self.queue.max_wait)
+    }
+}
+
+/// The priorities that open tasks have.
+impl State {
+    fn levels(&self) -> impl Iterator<Item = Priority> {
+        super::queue::LEVELS
+            .into_iter()
+            .filter(|level| self.tasks.values().any(|task| task.terms.priority == *level))
+    }
+}

@@ -1,0 +1,314 @@
+//! What agents and the server tell.
+
+use super::super::message::{
+    Advisory, AnswerHead, Key, News, Place, Presence, ToAgent, ToCaller, WorkerNote, pack, unpack,
+};
+use super::super::queue::Link;
+use super::{Core, Errand, Known, State, Taken};
+use crate::pool::cell::{Cell, Outcome};
+use crate::pool::stats::{WorkerInfo, WorkerState};
+use crate::task::{Fault, TaskError, TaskId};
+use async_nats::Message;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How many agents, and workers of each, are kept in mind.
+const MAX_AGENTS: usize = 1 << 16;
+const MAX_WORKERS: usize = 1 << 12;
+
+/// Room in an answer for what is there beside values: faults, exit reports.
+const ANSWER_ROOM: u64 = 16 << 20;
+
+/// An answer that is in the object store.
+pub(super) struct Fetch {
+    agent: String,
+    key: Key,
+    ran: u64,
+    name: String,
+    size: u64,
+}
+
+impl Core {
+    /// An agent says something about a task. What it says is done; whatever takes longer is given back.
+    pub(super) fn heard(
+        &self,
+        link: &Arc<Link>,
+        message: Message,
+    ) -> Option<impl Future<Output = ()> + use<>> {
+        let (ToCaller { agent, key, what }, body) = unpack::<ToCaller>(message.payload)?;
+        match what {
+            News::Alive { pid } => {
+                if !self.alive(&agent, key, pid) {
+                    self.send(Errand::Cancel(agent, key.task));
+                }
+                None
+            }
+            News::Overdue { place } => {
+                self.lost(key);
+                // Done long ago, perhaps, and only the last word of its agent was lost.
+                self.send(Errand::Delete(place));
+                None
+            }
+            News::HandedBack => {
+                self.handed_back(key);
+                self.confirm(link, &agent, key)
+            }
+            News::Done { ran, place: Place::Here } => {
+                self.answered(key, ran, body);
+                self.confirm(link, &agent, key)
+            }
+            News::Done { ran, place: Place::Object { name, size } } => {
+                self.send(Errand::Fetch(Fetch { agent, key, ran, name, size }));
+                None
+            }
+        }
+    }
+
+    fn confirm(&self, link: &Arc<Link>, agent: &str, key: Key) -> Option<impl Future<Output = ()> + use<>> {
+        let subject = link.names.to(agent);
+        if !link.names.is_party(&subject) {
+            return None;
+        }
+        let message = pack(&ToAgent::Confirm { caller: link.me.clone(), key }, &[]);
+        let client = link.client.clone();
+        Some(async move {
+            // If it is lost, the agent repeats its answer.
+            let _ = client.publish(subject, message).await;
+        })
+    }
+
+    /// A task is with an agent; false if nobody wants it any more.
+    fn alive(&self, agent: &str, key: Key, pid: Option<u32>) -> bool {
+        let mut state = self.lock();
+        let Some(task) = state.tasks.get_mut(&key.task).filter(|task| task.key == key) else { return false };
+        let taken = task.taken.get_or_insert_with(|| Taken { agent: None, pid: None, sign: Instant::now() });
+        // Only one agent has it; that a second one says so means that the server has lost its notes.
+        if taken.agent.as_deref().is_some_and(|known| known != agent) {
+            return false;
+        }
+        taken.agent = Some(agent.to_owned());
+        taken.pid = pid.or(taken.pid);
+        taken.sign = Instant::now();
+        true
+    }
+
+    fn handed_back(&self, key: Key) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(task) = state.tasks.get_mut(&key.task).filter(|task| task.key == key) else { return };
+        task.key.hop += 1;
+        task.taken = None;
+        if let Some(place) = task.place.take() {
+            state.places.remove(&place);
+        }
+        self.send(Errand::Publish(key.task));
+    }
+
+    /// Fetches an answer that is too large for a message.
+    pub(super) async fn fetch(&self, link: &Arc<Link>, fetch: Fetch) {
+        let Fetch { agent, key, ran, name, size } = fetch;
+        let items =
+            self.lock().tasks.get(&key.task).filter(|task| task.key == key).map(|task| task.terms.items);
+        if let Some(items) = items {
+            let limit = (self.max_message + ANSWER_ROOM).saturating_mul(u64::from(items.max(1)));
+            let fetched = if size > limit {
+                let limit = self.max_message;
+                Err(Outcome::Fault(Box::new(Fault::TooLarge { size, limit })))
+            } else {
+                // Without it there is nothing to be confirmed, and the agent says it again.
+                match link.objects.get(&name, limit).await {
+                    Ok(body) => Ok(body),
+                    Err(_) => return,
+                }
+            };
+            match fetched {
+                Ok(body) => self.answered(key, ran, body),
+                Err(outcome) => self.finish(key, outcome, Some(ran)),
+            }
+        }
+        link.objects.remove(&name).await;
+        if let Some(confirm) = self.confirm(link, &agent, key) {
+            confirm.await;
+        }
+    }
+
+    /// A task is done.
+    fn answered(&self, key: Key, ran: u64, answer: Bytes) {
+        let cell = match self.lock().tasks.get(&key.task) {
+            Some(task) if task.key == key => task.cell.clone(),
+            _ => return,
+        };
+        let outcome = self.outcome(&cell, answer);
+        if let Some(outcome) = self.retry(key, outcome) {
+            self.finish(key, outcome, Some(ran));
+        }
+    }
+
+    /// What an answer comes to. It is the agent's word: all of it is checked.
+    fn outcome(&self, cell: &Cell, answer: Bytes) -> Outcome {
+        let malformed = || Outcome::Fault(Box::new(Fault::malformed_chunk()));
+        let Some((head, mut rest)) = unpack::<AnswerHead>(answer) else { return malformed() };
+        let AnswerHead { ending, part_bytes } = head;
+        match usize::try_from(part_bytes) {
+            Ok(end) if end <= rest.len() => {
+                if !take_parts(cell, rest.split_to(end)) {
+                    return malformed();
+                }
+            }
+            _ => return malformed(),
+        }
+        let (size, limit) = (rest.len() as u64, self.max_message);
+        if size > limit {
+            return Outcome::Fault(Box::new(Fault::TooLarge { size, limit }));
+        }
+        let (outcome, stuck) = ending.into_outcome(rest, || cell.description());
+        if let Some(stuck) = stuck {
+            cell.set_timeout_report(stuck);
+        }
+        outcome
+    }
+
+    /// The server has given up a task: its agent has not been heard of for too long.
+    pub(super) fn advised(&self, link: &Link, message: &Message) {
+        let Ok(advisory) = serde_json::from_slice::<Advisory>(&message.payload) else { return };
+        if !link.names.is_ours(&advisory.consumer) {
+            return;
+        }
+        let key = {
+            let state = self.lock();
+            let task = state.places.get(&advisory.stream_seq).and_then(|id| state.tasks.get(id));
+            task.map(|task| task.key)
+        };
+        if let Some(key) = key {
+            self.lost(key);
+        }
+    }
+
+    /// An agent tells of itself.
+    pub(super) fn present(&self, message: Message) {
+        let Some((presence, _)) = unpack::<Presence>(message.payload) else { return };
+        let mut state = self.lock();
+        if presence.is_leaving {
+            state.agents.remove(&presence.agent);
+            return;
+        }
+        if state.agents.len() >= MAX_AGENTS && !state.agents.contains_key(&presence.agent) {
+            return;
+        }
+        let now = Instant::now();
+        let mut workers = presence.workers;
+        workers.truncate(MAX_WORKERS);
+        let width = (presence.width as usize).min(MAX_WORKERS);
+        state.agents.insert(presence.agent, Known { sign: now, width, workers, told: now });
+        let warming: Vec<_> = state.warming.drain(..).collect();
+        drop(state);
+        for ready in warming {
+            // Whoever asked may have stopped waiting.
+            let _ = ready.send(Ok(()));
+        }
+    }
+}
+
+/// Takes in the results of a chunk's items: each its length and its bytes.
+fn take_parts(cell: &Cell, mut parts: Bytes) -> bool {
+    while let Some(length) = parts.first_chunk::<4>() {
+        let end = 4 + u32::from_le_bytes(*length) as usize;
+        if end > parts.len() || !cell.add_part(&parts.split_to(end)[4..]) {
+            return false;
+        }
+    }
+    parts.is_empty()
+}
+
+impl State {
+    /// A worker as its agent tells of it.
+    pub(super) fn view(&self, agent: &str, known: &Known, worker: &WorkerNote) -> WorkerInfo {
+        let runs = |taken: &Taken| taken.agent.as_deref() == Some(agent) && taken.pid == Some(worker.pid);
+        let task = self.tasks.values().find(|task| task.taken.as_ref().is_some_and(runs));
+        let state = match worker.state {
+            0 => WorkerState::Starting,
+            1 if task.is_none() => WorkerState::Idle,
+            1 | 2 => WorkerState::Busy,
+            _ => WorkerState::Retiring,
+        };
+        let started = known.told.checked_sub(Duration::from_nanos(worker.age)).unwrap_or(known.told);
+        let task = task.map(|task| TaskId(task.key.task));
+        WorkerInfo::elsewhere(worker.pid, state, worker.tasks_done, task, started, worker.rss)
+    }
+}
+
+/// Looking after time.
+impl Core {
+    /// Gives up what has waited too long, forgets agents that are gone, and finds tasks whose agents are.
+    /// Gives back whether there are tasks of which it is not known whether an agent has them.
+    pub(super) fn look_around(&self) {
+        let now = Instant::now();
+        let (max_wait, ack_wait) = (self.queue.max_wait, self.queue.ack_wait);
+        // The server counts as long as that from the last sign of life, and then tells.
+        let patience = ack_wait + ack_wait / 2;
+        let (late, lost) = {
+            let mut state = self.lock();
+            state.agents.retain(|_, agent| now.duration_since(agent.sign) < 2 * patience);
+            let waits_too_long =
+                |task: &super::Task| task.taken.is_none() && now.duration_since(task.submitted) > max_wait;
+            let late: Vec<_> =
+                state.tasks.iter().filter(|(_, task)| waits_too_long(task)).map(|(id, _)| *id).collect();
+            let late: Vec<_> = late.into_iter().filter_map(|id| state.remove(id)).collect();
+            let is_lost = |task: &&super::Task| {
+                task.taken.as_ref().is_some_and(|taken| now.duration_since(taken.sign) > patience)
+            };
+            (late, state.tasks.values().filter(is_lost).map(|task| task.key).collect::<Vec<_>>())
+        };
+        for task in late {
+            self.give_up(task, super::error(TaskError::TimedOut { limit: max_wait }));
+        }
+        for key in lost {
+            self.lost(key);
+        }
+    }
+
+    /// All tasks of a level up to this place have been handed to agents. From those that nobody has told
+    /// of since, a sign of life is due.
+    pub(super) fn handed_out(&self, level: crate::task::Priority, last: u64) {
+        let now = Instant::now();
+        for task in self.lock().tasks.values_mut() {
+            let is_out = task.place.is_some_and(|place| place <= last) && task.terms.priority == level;
+            if is_out && task.taken.is_none() {
+                task.taken = Some(Taken { agent: None, pid: None, sign: now });
+            }
+        }
+    }
+
+    /// Where in the stream tasks should be.
+    pub(super) fn placed(&self) -> Vec<(Key, u64)> {
+        self.lock().tasks.values().filter_map(|task| Some((task.key, task.place?))).collect()
+    }
+
+    /// A task is not in the queue any more. If an agent has it, a sign of life is due.
+    pub(super) fn gone(&self, key: Key) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if let Some(task) = state.tasks.get_mut(&key.task).filter(|task| task.key == key) {
+            task.taken.get_or_insert(Taken { agent: None, pid: None, sign: Instant::now() });
+            // What is there now is another one's.
+            if let Some(place) = task.place.take() {
+                state.places.remove(&place);
+            }
+        }
+    }
+
+    /// Nothing was heard by nobody's fault but the connection's: everything counts from now.
+    pub(super) fn be_patient_again(&self) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        for task in state.tasks.values_mut() {
+            if let Some(taken) = &mut task.taken {
+                taken.sign = now;
+            }
+        }
+        for agent in state.agents.values_mut() {
+            agent.sign = now;
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What callers and agents say to each other.
+//!
+//! A message is a head, its length (u32, little-endian) before it, and then whatever is left: a body.
+
+use super::report::Ending;
+use crate::task::{CodecStage, decode};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Both sides are of one build; this is against what is no message of this crate at all.
+pub(super) const VERSION: u32 = 1;
+
+/// The header of a task with the subject where its caller listens. The reply subject of the message
+/// itself is where the server confirms that it has the task.
+pub(super) const REPLY_TO: &str = "Procession-Reply";
+
+/// The longest head that is looked at: that of an answer has the report of a fault in it.
+const MAX_HEAD: usize = 16 << 20;
+
+/// A submission of a task: the same task may be submitted again for another attempt, or because an agent
+/// has handed it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Key {
+    /// The task's number with its caller.
+    pub(super) task: u64,
+    /// Which attempt it is, from 1.
+    pub(super) attempt: u32,
+    /// How often it was handed back.
+    pub(super) hop: u32,
+}
+
+impl Key {
+    /// By which the server knows a submission again.
+    pub(super) fn message_id(self, caller: &str) -> String {
+        let Key { task, attempt, hop } = self;
+        format!("{caller}.{task}.{attempt}.{hop}")
+    }
+}
+
+/// Where a body is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Place {
+    /// Behind the head.
+    Here,
+    /// In the object store.
+    Object { name: String, size: u64 },
+}
+
+/// The head of a task; its body is the encoded arguments.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct TaskHead {
+    pub(super) version: u32,
+    pub(super) build: Vec<u8>,
+    pub(super) key: Key,
+    /// The offset of the function's shim.
+    pub(super) shim: u64,
+    /// How long it may run, in nanoseconds.
+    pub(super) timeout: Option<u64>,
+    /// How long it may wait, in nanoseconds.
+    pub(super) max_wait: u64,
+    pub(super) name: Option<String>,
+    /// How many items it has, if it is a chunk.
+    pub(super) items: u32,
+    pub(super) place: Place,
+}
+
+/// To a caller, from an agent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ToCaller {
+    pub(super) agent: String,
+    pub(super) key: Key,
+    pub(super) what: News,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum News {
+    /// The agent has the task, and this process has begun it.
+    Alive { pid: Option<u32> },
+    /// The agent has no worker for it after all, and has not begun it.
+    HandedBack,
+    /// The server has given the task up, which is at this place of the stream: the agent that had it is gone.
+    /// Another one says so.
+    Overdue { place: u64 },
+    /// It is done, and took so many nanoseconds; the body is an answer.
+    Done { ran: u64, place: Place },
+}
+
+/// To an agent, from a caller. To all of them at once, no message at all is a roll call.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ToAgent {
+    /// The caller has the answer, or does not want it any more.
+    Confirm { caller: String, key: Key },
+    /// The caller does not want the task any more.
+    Cancel { caller: String, task: u64 },
+    /// The caller has ended, and wants nothing any more. To all agents of its build.
+    Left { caller: String },
+}
+
+/// The head of an answer. The rest is the results of a chunk's items, each its length (u32,
+/// little-endian) and its bytes, and then the value.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct AnswerHead {
+    pub(super) ending: Ending,
+    pub(super) part_bytes: u64,
+}
+
+/// What an agent tells of itself.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Presence {
+    pub(super) agent: String,
+    /// It takes no more tasks.
+    pub(super) is_leaving: bool,
+    /// The most workers that it may have.
+    pub(super) width: u32,
+    pub(super) workers: Vec<WorkerNote>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct WorkerNote {
+    pub(super) pid: u32,
+    /// 0 starting, 1 idle, 2 busy, 3 retiring.
+    pub(super) state: u8,
+    pub(super) tasks_done: u64,
+    /// How long it has been there, in nanoseconds.
+    pub(super) age: u64,
+    pub(super) rss: u64,
+}
+
+/// What the server tells of a task that was delivered as often as it may be.
+#[derive(Debug, Deserialize)]
+pub(super) struct Advisory {
+    pub(super) consumer: String,
+    pub(super) stream_seq: u64,
+}
+
+/// Puts a message together.
+pub(super) fn pack<T: Serialize>(head: &T, bodies: &[&[u8]]) -> Bytes {
+    let rest: usize = bodies.iter().map(|body| body.len()).sum();
+    let mut message = Vec::with_capacity(128 + rest);
+    message.extend_from_slice(&[0; 4]);
+    // Plain data into memory: there is nothing to go wrong.
+    let mut message = postcard::to_extend(head, message).unwrap_or_default();
+    let length = message.len().saturating_sub(4) as u32;
+    if let Some(front) = message.first_chunk_mut::<4>() {
+        *front = length.to_le_bytes();
+    }
+    bodies.iter().for_each(|body| message.extend_from_slice(body));
+    message.into()
+}
+
+/// Takes one apart; `None` if it is none.
+pub(super) fn unpack<T: DeserializeOwned + 'static>(mut message: Bytes) -> Option<(T, Bytes)> {
+    let length = u32::from_le_bytes(*message.first_chunk::<4>()?) as usize;
+    let end = 4 + length;
+    if length > MAX_HEAD || message.len() < end {
+        return None;
+    }
+    let head = message.split_to(end).split_off(4);
+    Some((decode(&head, CodecStage::DecodeResult).ok()?, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_comes_apart_as_it_was_put_together() {
+        let key = Key { task: 1, attempt: 2, hop: 3 };
+        let message = pack(&ToAgent::Confirm { caller: "me".into(), key }, &[b"ab", b"c"]);
+        let (head, body) = unpack::<ToAgent>(message).unwrap();
+        assert!(matches!(head, ToAgent::Confirm { caller, key: found } if caller == "me" && found == key));
+        assert_eq!(&body[..], b"abc");
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        let message = pack(&ToAgent::Cancel { caller: "me".into(), task: 7 }, &[]);
+        for end in 0..message.len() {
+            assert!(unpack::<ToAgent>(message.slice(..end)).is_none());
+        }
+        assert!(unpack::<ToAgent>(Bytes::from_static(&[255; 64])).is_none());
+        assert!(unpack::<ToCaller>(Bytes::from_static(&[3, 0, 0, 0, 200, 200, 200, 1])).is_none());
+    }
+}

@@ -1,0 +1,472 @@
+//! Where a queue is and how it is named: settings, subjects, streams, consumers.
+
+use super::objects::Objects;
+use crate::task::{PoolError, Priority};
+use async_nats::header::NATS_MESSAGE_ID;
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::stream::{
+    Config, DeleteMessageErrorKind, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType,
+    Stream,
+};
+use async_nats::jetstream::{Context, object_store};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
+use futures::StreamExt;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Within this time the server recognises a message that it has stored already.
+pub(super) const DUPLICATES: Duration = Duration::from_secs(120);
+
+/// What is longer goes through the object store.
+pub(super) const INLINE: usize = 512 << 10;
+
+/// Room in a message for what is there beside the payload.
+const HEADROOM: usize = 16 << 10;
+
+/// How many requests for tasks the server keeps for one consumer: each agent has a few.
+const MAX_WAITING: i64 = 1 << 16;
+
+/// How long the last that was sent may take to be with the server.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How often the server is asked to delete a message, if it does not answer.
+const DELETIONS: u32 = 5;
+
+/// In the order in which agents take from them.
+pub(super) const LEVELS: [Priority; 3] = [Priority::High, Priority::Normal, Priority::Low];
+
+/// A queue on a NATS server with JetStream, as callers and agents are told of it. Both must be told the
+/// same, but for the address and the credentials.
+///
+/// ```no_run
+/// use procession::nats::{ConnectOptions, Queue};
+/// use std::time::Duration;
+///
+/// # async fn connect() -> anyhow::Result<()> {
+/// let options = ConnectOptions::with_credentials(&std::fs::read_to_string("service.creds")?)?
+///     .require_tls(true)
+///     .add_root_certificates("ca.pem".into());
+/// let queue = Queue::at("nats://nats-1:4222,nats://nats-2:4222")
+///     .options(options)
+///     .name("images")
+///     .replicas(3)
+///     .ack_wait(Duration::from_secs(10));
+/// let pool = procession::ProcessPool::builder().nats(queue).build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[must_use = "a queue is there to be given to a pool or an agent"]
+pub struct Queue {
+    address: String,
+    options: ConnectOptions,
+    name: String,
+    prefix: String,
+    pub(super) ack_wait: Duration,
+    pub(super) max_wait: Duration,
+    pub(super) reply_patience: Duration,
+    replicas: usize,
+    in_memory: bool,
+}
+
+impl Queue {
+    /// A queue on the server at this address, or on any of several, separated by commas.
+    pub fn at(address: impl Into<String>) -> Queue {
+        Queue {
+            address: address.into(),
+            options: ConnectOptions::new(),
+            name: "default".into(),
+            prefix: "procession".into(),
+            ack_wait: Duration::from_secs(30),
+            max_wait: Duration::from_secs(24 * 3600),
+            reply_patience: Duration::from_secs(60),
+            replicas: 1,
+            in_memory: false,
+        }
+    }
+
+    /// How to connect: credentials, TLS, timeouts.
+    pub fn options(mut self, options: ConnectOptions) -> Queue {
+        self.options = options;
+        self
+    }
+
+    /// The queue's name: letters, digits, `_` and `-`, at most 64; `default` by default. Each queue has
+    /// streams and subjects of its own, so permissions can be given for one queue.
+    pub fn name(mut self, name: impl Into<String>) -> Queue {
+        self.name = name.into();
+        self
+    }
+
+    /// What all subjects and streams begin with: letters, digits and `_`, at most 64; `procession` by
+    /// default.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Queue {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// After how much time without a sign of life an agent counts as lost, with the tasks that it has; 30
+    /// seconds by default, 100 ms at least. While a task runs its agent gives one every third of this.
+    pub fn ack_wait(mut self, time: Duration) -> Queue {
+        self.ack_wait = time;
+        self
+    }
+
+    /// How long a task may wait in the queue, counted from when it is submitted, before it is given up as
+    /// [`TaskError::TimedOut`](crate::TaskError::TimedOut); a day by default. If its caller is gone, agents
+    /// drop it after this time, by their clock and the server's, and the server after one more hour.
+    pub fn max_wait(mut self, time: Duration) -> Queue {
+        self.max_wait = time;
+        self
+    }
+
+    /// How long an agent keeps and repeats an answer that its caller does not confirm; a minute by default.
+    pub fn reply_patience(mut self, time: Duration) -> Queue {
+        self.reply_patience = time;
+        self
+    }
+
+    /// On how many servers of a cluster each task is stored, 1 to 5; one by default. Only whoever first
+    /// creates the queue has a say in it.
+    pub fn replicas(mut self, replicas: usize) -> Queue {
+        self.replicas = replicas;
+        self
+    }
+
+    /// Whether the server keeps tasks in memory alone, so that they are lost when it ends; false by
+    /// default. Only whoever first creates the queue has a say in it.
+    pub fn in_memory(mut self, in_memory: bool) -> Queue {
+        self.in_memory = in_memory;
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<(), PoolError> {
+        let is_word = |text: &str, more: &[u8]| {
+            let is_fine = |byte: &u8| byte.is_ascii_alphanumeric() || more.contains(byte);
+            (1..=64).contains(&text.len()) && text.as_bytes().iter().all(is_fine)
+        };
+        let complaints = [
+            (!is_word(&self.name, b"_-"), "the queue's name must be 1 to 64 letters, digits, `_` and `-`"),
+            (!is_word(&self.prefix, b"_"), "the queue's prefix must be 1 to 64 letters, digits and `_`"),
+            (self.ack_wait < Duration::from_millis(100), "the queue's `ack_wait` must be at least 100 ms"),
+            (self.max_wait < Duration::from_millis(100), "the queue's `max_wait` must be at least 100 ms"),
+            (!(1..=5).contains(&self.replicas), "the queue's `replicas` must be 1 to 5"),
+        ];
+        match complaints.iter().find(|(is_wrong, _)| *is_wrong) {
+            Some((_, reason)) => Err(PoolError::InvalidSetting { reason: (*reason).into() }),
+            None => self.addresses().map(drop),
+        }
+    }
+
+    fn addresses(&self) -> Result<Vec<ServerAddr>, PoolError> {
+        let parse = |address: &str| {
+            address.trim().parse().map_err(|error| PoolError::InvalidSetting {
+                reason: format!("the queue's address `{address}` is none: {error}"),
+            })
+        };
+        self.address.split(',').map(parse).collect()
+    }
+
+    /// How often whoever has a task gives a sign of life.
+    pub(super) fn beat(&self) -> Duration {
+        self.ack_wait / 3
+    }
+
+    pub(super) fn names(&self) -> Names {
+        let identity = crate::wire::build_identity();
+        Names {
+            subject: format!("{}.{}", self.prefix, self.name),
+            stream: format!("{}-{}", self.prefix, self.name),
+            build: identity.iter().map(|byte| format!("{byte:02x}")).collect(),
+            identity,
+        }
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The address may have a password in it.
+        f.debug_struct("Queue")
+            .field("name", &self.name)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What everything of a queue and a build is called.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    pub(super) subject: String,
+    /// The stream, and the bucket of objects.
+    pub(super) stream: String,
+    pub(super) build: String,
+    /// The build as it is compared.
+    pub(super) identity: Vec<u8>,
+}
+
+impl Names {
+    /// Where tasks of this build are published.
+    pub(super) fn task(&self, level: Priority) -> String {
+        format!("{}.task.{}.{}", self.subject, self.build, word(level))
+    }
+
+    /// Where tasks of any build are published.
+    fn all_tasks(&self) -> String {
+        format!("{}.task.>", self.subject)
+    }
+
+    /// Where a caller or an agent listens.
+    pub(super) fn to(&self, party: &str) -> String {
+        format!("{}.to.{party}", self.subject)
+    }
+
+    /// Whether this is where some party of this queue listens.
+    pub(super) fn is_party(&self, subject: &str) -> bool {
+        let token = subject.strip_prefix(&self.subject).and_then(|rest| rest.strip_prefix(".to."));
+        token.is_some_and(|token| {
+            (1..=64).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        })
+    }
+
+    /// Where agents of this build tell of themselves.
+    pub(super) fn agents(&self) -> String {
+        format!("{}.agents.{}", self.subject, self.build)
+    }
+
+    /// Where agents of this build are asked to.
+    pub(super) fn roll_call(&self) -> String {
+        format!("{}.call.{}", self.subject, self.build)
+    }
+
+    pub(super) fn consumer(&self, level: Priority) -> String {
+        format!("{}-{}", self.build, word(level))
+    }
+
+    /// Where the server tells of tasks whose agents were lost.
+    pub(super) fn advisories(&self) -> String {
+        format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{}.*", self.stream)
+    }
+
+    /// Whether this consumer is of this build.
+    pub(super) fn is_ours(&self, consumer: &str) -> bool {
+        LEVELS.iter().any(|level| self.consumer(*level) == consumer)
+    }
+}
+
+fn word(level: Priority) -> &'static str {
+    match level {
+        Priority::High => "high",
+        Priority::Normal => "normal",
+        Priority::Low => "low",
+    }
+}
+
+/// The level that the last word of a task's subject names.
+pub(super) fn level_of(last: &str) -> Priority {
+    LEVELS.into_iter().find(|level| word(*level) == last).unwrap_or_default()
+}
+
+/// A connection, and what is on the other side.
+pub(super) struct Link {
+    pub(super) client: Client,
+    pub(super) jetstream: Context,
+    pub(super) stream: Stream<()>,
+    pub(super) objects: Objects,
+    pub(super) names: Names,
+    /// The name of whoever has the connection, which nobody else has.
+    pub(super) me: String,
+    /// The most tasks that the server keeps for a build and a priority.
+    pub(super) capacity: Option<usize>,
+}
+
+/// Why there is no connection.
+pub(super) enum NoLink {
+    /// It may be there in a moment.
+    Unreachable(String),
+    /// That is not going to change by itself.
+    Refused(String),
+}
+
+impl NoLink {
+    pub(super) fn into_error(self) -> PoolError {
+        let (NoLink::Unreachable(reason) | NoLink::Refused(reason)) = self;
+        PoolError::Queue { reason }
+    }
+}
+
+impl Link {
+    /// Connects, and makes the queue if it is not there.
+    pub(super) async fn open(queue: &Queue, capacity: Option<usize>) -> Result<Link, NoLink> {
+        let addresses = queue.addresses().map_err(|error| NoLink::Refused(error.to_string()))?;
+        let client = queue.options.clone().connect(addresses).await.map_err(|error| match error.kind() {
+            ConnectErrorKind::Dns | ConnectErrorKind::TimedOut | ConnectErrorKind::Io => {
+                NoLink::Unreachable(error.to_string())
+            }
+            _ => NoLink::Refused(error.to_string()),
+        })?;
+        let jetstream = async_nats::jetstream::new(client.clone());
+        let names = queue.names();
+        let (stream, capacity) =
+            stream(&jetstream, queue, &names, capacity).await.map_err(NoLink::Refused)?;
+        let objects = bucket(&jetstream, queue, &names).await.map_err(NoLink::Refused)?;
+        let inbox = client.new_inbox();
+        let me = inbox.rsplit('.').next().unwrap_or_default().to_owned();
+        Ok(Link { client, jetstream, stream, objects, names, me, capacity })
+    }
+
+    /// How long a payload may be that does not go through the object store.
+    pub(super) fn inline(&self) -> usize {
+        INLINE.min(self.client.max_payload().saturating_sub(HEADROOM))
+    }
+
+    /// Makes the queue again, should the server have lost it.
+    pub(super) async fn renew(&self, queue: &Queue, capacity: Option<usize>) -> Result<(), String> {
+        stream(&self.jetstream, queue, &self.names, capacity).await?;
+        bucket(&self.jetstream, queue, &self.names).await.map(drop)
+    }
+
+    /// Whether the message with this id is not at this place of the stream any more.
+    pub(super) async fn is_gone(&self, place: u64, id: &str) -> bool {
+        match self.stream.get_raw_message(place).await {
+            Ok(message) => message.headers.get(NATS_MESSAGE_ID).is_none_or(|found| found.as_str() != id),
+            Err(error) => matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound),
+        }
+    }
+
+    /// How often there has been a connection.
+    pub(super) fn connects(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the server has everything that was sent; false if that cannot be known soon.
+    pub(super) async fn echo(&self) -> bool {
+        let echo = async {
+            let inbox = self.client.new_inbox();
+            let mut own = self.client.subscribe(inbox.clone()).await.ok()?;
+            self.client.publish(inbox, "".into()).await.ok()?;
+            own.next().await
+        };
+        matches!(tokio::time::timeout(LAST_WORDS, echo).await, Ok(Some(_)))
+    }
+
+    /// Closes the connection when the server has everything that was sent.
+    pub(super) async fn close(&self) {
+        self.echo().await;
+        let closed = async {
+            let _ = self.client.drain().await;
+            // Until there is nobody any more who would do it.
+            while self.client.flush().await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, closed).await;
+    }
+
+    /// Removes a task from the queue. It may be gone already.
+    pub(super) async fn delete(&self, sequence: u64) {
+        for _ in 0..DELETIONS {
+            match self.stream.delete_message(sequence).await {
+                Err(error) if error.kind() == DeleteMessageErrorKind::TimedOut => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+/// The stream of tasks, and how many of them it keeps for a subject.
+async fn stream(
+    jetstream: &Context,
+    queue: &Queue,
+    names: &Names,
+    capacity: Option<usize>,
+) -> Result<(Stream<()>, Option<usize>), String> {
+    let limit = |capacity: usize| i64::try_from(capacity).unwrap_or(i64::MAX);
+    let there = jetstream.get_stream(&names.stream).await;
+    let mut config = match there {
+        Ok(stream) => stream.cached_info().config.clone(),
+        Err(_) => {
+            let config = stream_config(queue, names, capacity.map_or(-1, limit));
+            let made = jetstream.create_stream(config).await;
+            // Somebody else may just have made it, with another capacity.
+            let stream = jetstream.get_stream(&names.stream).await.map_err(|error| {
+                let error = made.err().map_or(error.to_string(), |error| error.to_string());
+                format!("its stream can be neither found nor made: {error}")
+            })?;
+            stream.cached_info().config.clone()
+        }
+    };
+    if config.retention != RetentionPolicy::WorkQueue || config.discard != DiscardPolicy::New {
+        return Err(format!("the stream `{}` is not one of this crate's", names.stream));
+    }
+    if let Some(capacity) = capacity
+        && config.max_messages_per_subject != limit(capacity)
+    {
+        config.max_messages_per_subject = limit(capacity);
+        config.discard_new_per_subject = true;
+        let done = jetstream.update_stream(config.clone()).await;
+        done.map_err(|error| format!("its capacity cannot be set: {error}"))?;
+    }
+    let stream = jetstream.get_stream_no_info(&names.stream).await.map_err(|error| error.to_string())?;
+    Ok((stream, usize::try_from(config.max_messages_per_subject).ok().filter(|most| *most > 0)))
+}
+
+fn stream_config(queue: &Queue, names: &Names, most: i64) -> Config {
+    Config {
+        name: names.stream.clone(),
+        description: Some("tasks of procession".into()),
+        subjects: vec![names.all_tasks()],
+        retention: RetentionPolicy::WorkQueue,
+        discard: DiscardPolicy::New,
+        discard_new_per_subject: most > 0,
+        max_messages: -1,
+        max_messages_per_subject: most,
+        max_bytes: -1,
+        max_consumers: -1,
+        // For tasks whose callers and agents are all gone.
+        max_age: queue.max_wait + Duration::from_secs(3600),
+        duplicate_window: DUPLICATES,
+        storage: storage(queue),
+        num_replicas: queue.replicas,
+        ..Config::default()
+    }
+}
+
+fn storage(queue: &Queue) -> StorageType {
+    if queue.in_memory { StorageType::Memory } else { StorageType::File }
+}
+
+async fn bucket(jetstream: &Context, queue: &Queue, names: &Names) -> Result<Objects, String> {
+    let store = match jetstream.get_object_store(&names.stream).await {
+        Ok(store) => store,
+        Err(_) => {
+            let made = jetstream.create_object_store(object_store::Config {
+                bucket: names.stream.clone(),
+                description: Some("large arguments and results of procession".into()),
+                max_age: queue.max_wait + Duration::from_secs(3600),
+                max_bytes: -1,
+                storage: storage(queue),
+                num_replicas: queue.replicas,
+                ..object_store::Config::default()
+            });
+            made.await.map_err(|error| format!("its object store can be neither found nor made: {error}"))?
+        }
+    };
+    let stream = jetstream.get_stream_no_info(format!("OBJ_{}", names.stream)).await;
+    Ok(Objects::new(store, stream.map_err(|error| error.to_string())?, &names.stream))
+}
+
+/// What agents of this build take tasks of a level from.
+pub(super) fn consumer_config(queue: &Queue, names: &Names, level: Priority) -> pull::Config {
+    pull::Config {
+        durable_name: Some(names.consumer(level)),
+        filter_subject: names.task(level),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: queue.ack_wait,
+        // Whoever wants another attempt publishes the task anew: a delivery is never repeated.
+        max_deliver: 1,
+        max_ack_pending: -1,
+        max_waiting: MAX_WAITING,
+        ..pull::Config::default()
+    }
+}

@@ -1,0 +1,23 @@
+//! Pools whose tasks are run by agents, against a real NATS server on loopback.
+//!
+//! Each test starts a server of its own and checks in the end that nothing is left in it: no task, no
+//! object. Where there is no `nats-server` and it cannot be installed, the tests say so and pass; with
+//! `PROCESSION_NATS_REQUIRED` in the environment they fail.
+
+#![cfg(all(target_os = "linux", feature = "auto-init"))]
+#![allow(unreachable_pub)]
+
+#[macro_use]
+#[path = "../common/mod.rs"]
+mod common;
+
+mod agents;
+mod control;
+mod errors;
+mod losses;
+mod payloads;
+mod priorities;
+mod security;
+mod server;
+mod shapes;
+mod stage;
