@@ -168,6 +168,8 @@ pub use pool::{
     Builder, Canceller, Distribution, Map, Permit, PoolStats, ProcessPool, ProgressWatch, StartMethod,
     TaskBuilder, TaskHandle, TaskStatus, TaskStream, WorkerInfo, WorkerState,
 };
+#[cfg(feature = "remote")]
+pub use process::Launcher;
 pub use process::{Sandbox, WorkerStdio};
 pub use task::{
     Arguments, CodecError, CodecStage, ExitCause, Never, Panic, PanicLocation, PoolError, Priority, Progress,

@@ -10,6 +10,8 @@ use super::shared::{Settings, Shared, nanos};
 use super::voice::Forwarding;
 use super::{ProcessPool, clock};
 use crate::process::{ForkServer, Launch, Limits, Preload, Spawn, Start, WorkerStdio};
+#[cfg(feature = "remote")]
+use crate::process::{Launcher, Remote};
 use crate::task::{Arguments, PoolError, TaskError, TaskRef, TraceContext};
 use bytes::Bytes;
 use std::ffi::OsStr;
@@ -90,6 +92,8 @@ pub struct Builder {
     look_out: Option<Duration>,
     max_message_size: u64,
     start: Start,
+    #[cfg(feature = "remote")]
+    launcher: Launcher,
     runtime: Option<Handle>,
     name: String,
     timeline: Option<PathBuf>,
@@ -121,6 +125,8 @@ impl Default for Builder {
             look_out: None,
             max_message_size: 256 << 20,
             start: Start::default(),
+            #[cfg(feature = "remote")]
+            launcher: Launcher::local(),
             runtime: None,
             name: "default".into(),
             timeline: None,
@@ -159,6 +165,20 @@ impl Builder {
     /// How workers are started.
     pub fn start_method(mut self, method: StartMethod) -> Builder {
         self.start_method = method;
+        self
+    }
+
+    /// Where workers are placed, and how they are started there; by default on this machine.
+    ///
+    /// With any but [`Launcher::local`] the start method is of no account, a worker that waits for its
+    /// place counts as starting ([`start_timeout`](Builder::start_timeout)), and
+    /// [`timeout_reports`](Builder::timeout_reports) are not to be had. What
+    /// [`preload`](Builder::preload) says runs once for each worker. The environment, the directory and the
+    /// paths of a [`sandbox`](Builder::sandbox) are those of the worker's machine; whether it can
+    /// have its limits shows when it starts.
+    #[cfg(feature = "remote")]
+    pub fn launcher(mut self, launcher: Launcher) -> Builder {
+        self.launcher = launcher;
         self
     }
 
@@ -384,10 +404,17 @@ impl Builder {
         }
         self.check()?;
         let mut limits = self.limits;
+        #[cfg(feature = "remote")]
+        let is_local = self.launcher.is_local();
+        #[cfg(not(feature = "remote"))]
+        let is_local = true;
         if let Some(sandbox) = &mut limits.sandbox {
-            let not_confined = |reason| PoolError::NotConfined { reason };
-            crate::sys::sandbox::check().map_err(not_confined)?;
-            *sandbox = sandbox.resolved(self.start.current_dir.as_deref()).map_err(not_confined)?;
+            // On another machine it is for that to say.
+            if is_local {
+                let not_confined = |reason| PoolError::NotConfined { reason };
+                crate::sys::sandbox::check().map_err(not_confined)?;
+                *sandbox = sandbox.resolved(self.start.current_dir.as_deref()).map_err(not_confined)?;
+            }
             limits.open_files.get_or_insert(SANDBOX_FILES);
             limits.core_dumps.get_or_insert(false);
         }
@@ -403,6 +430,8 @@ impl Builder {
         start.under_way = TaskTracker::default();
         start.preload = self.preload.transpose()?.map(|(shim, arguments)| Preload { shim, arguments });
         let launcher: Box<dyn Launch> = match self.start_method {
+            #[cfg(feature = "remote")]
+            _ if !is_local => Box::new(Remote::new(start, self.launcher, self.start_timeout, &runtime)?),
             StartMethod::ForkServer => Box::new(ForkServer::new(start)),
             StartMethod::Spawn => Box::new(Spawn::new(start)),
         };
@@ -449,6 +478,14 @@ impl Builder {
     }
 
     fn check(&self) -> Result<(), PoolError> {
+        #[cfg(feature = "remote")]
+        {
+            self.launcher.check()?;
+            if self.timeout_reports && !self.launcher.is_local() {
+                let reason = "`timeout_reports` are for workers on this machine".into();
+                return Err(PoolError::InvalidSetting { reason });
+            }
+        }
         let zero = Duration::ZERO;
         let complaints = [
             (self.workers == 0, "`workers` must be at least 1"),

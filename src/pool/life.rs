@@ -6,7 +6,7 @@ use super::scheduler::{Violation, WorkerKey};
 use super::shared::{Shared, nanos};
 use super::state::ReadyLink;
 use super::voice::{Ear, Said};
-use crate::process::{Follower, Killer, Process, Tail, within};
+use crate::process::{Far, Follower, Killer, Process, Tail, within};
 use crate::sys::child::{Ended, exit_code, exit_signal};
 use crate::sys::fault::STACK_OVERFLOW;
 use crate::sys::{monotonic_now, oom_kills};
@@ -24,6 +24,10 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a worker may take to end once its pipe of results has.
 const WAY_OUT: Duration = Duration::from_millis(100);
+
+/// How long the last that a worker on another machine has sent may take to arrive. It is on its way: its
+/// connection ends behind it.
+const FAR_REST: Duration = Duration::from_secs(5);
 
 /// How much is read at once.
 const READ_SIZE: usize = 64 * 1024;
@@ -61,7 +65,8 @@ pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: Can
     let violation = life.listen(&shared, worker).await;
     let mut report = life.bury().await;
     explain(&mut report, &shared, worker, violation);
-    if report.cause == ExitCause::Signalled && report.signal == Some(libc::SIGKILL) {
+    if report.cause == ExitCause::Signalled && report.detail.is_none() && report.signal == Some(libc::SIGKILL)
+    {
         life.blame_for_kill(&mut report);
     }
     let stuck = life.inquiry.as_ref().and_then(|inquiry| inquiry.close(life.page.as_deref()));
@@ -84,6 +89,7 @@ struct Life {
     batch: Batch,
     look_out: LookOut,
     page: Option<Arc<Page>>,
+    far: Option<Far>,
     ear: Arc<Ear>,
     killer: Killer,
     stdout: (Tail, Follower),
@@ -120,8 +126,13 @@ impl Life {
             results: process.results,
             incoming: Incoming::new(page.clone(), shared.settings.max_message, READ_SIZE),
             batch: Batch::default(),
-            look_out: LookOut { limit: nanos(shared.settings.look_out), ..LookOut::default() },
+            // Only a page can be looked at while waiting.
+            look_out: LookOut {
+                limit: if page.is_some() { nanos(shared.settings.look_out) } else { 0 },
+                ..LookOut::default()
+            },
             page,
+            far: process.far,
             ear: Ear::new(&shared.settings.forwarding),
             killer: process.killer,
             stdout,
@@ -137,6 +148,7 @@ impl Life {
             started: self.started,
             outlet: self.outlet.clone(),
             page: self.page.clone(),
+            far: self.far.as_ref().map(|far| far.end.clone()),
             room: Page::room_for_requests(),
             began: (0, 0),
             killer: self.killer.clone(),
@@ -232,22 +244,24 @@ impl Life {
                     self.killer.kill();
                     return Some(violation);
                 }
+                // Without a page all there is comes through the pipe.
+                Ok(true) if self.page.is_none() => {}
                 // There may be more already, or soon; others have their turn, and then there is.
                 Ok(any) if self.look_out.goes_on(any) => tokio::select! {
                     biased;
                     () = &mut pump => {}
-                    end = &mut self.ended => return self.hear_the_rest(end, shared, worker),
+                    end = &mut self.ended => return self.hear_the_rest(end, shared, worker).await,
                     () = tokio::task::yield_now() => {}
                 },
                 Ok(_) if self.incoming.may_sleep() => {
                     tokio::select! {
                         biased;
                         // First, or a daughter process that never stops writing keeps it unheard.
-                        end = &mut self.ended => return self.hear_the_rest(end, shared, worker),
+                        end = &mut self.ended => return self.hear_the_rest(end, shared, worker).await,
                         read = self.results.read_buf(self.incoming.buffer(READ_SIZE)) => {
                             if !matches!(read, Ok(1..)) {
                                 let end = self.end_without_results().await;
-                                return self.hear_the_rest(end, shared, worker);
+                                return self.hear_the_rest(end, shared, worker).await;
                             }
                         }
                         () = &mut pump => {}
@@ -285,13 +299,20 @@ impl Life {
     }
 
     /// The process has ended: passes on what it had said.
-    fn hear_the_rest(
+    async fn hear_the_rest(
         &mut self,
         end: Option<Ended>,
         shared: &Arc<Shared>,
         worker: WorkerKey,
     ) -> Option<String> {
         self.end = Some(end);
+        if self.far.is_some() && end.is_some() {
+            // Word of the end has come another way, and may have been faster.
+            let rest = tokio::time::timeout(FAR_REST, self.hear_to_the_end(shared, worker)).await;
+            if let Ok(Err(violation)) = rest {
+                return Some(violation);
+            }
+        }
         let mut total = 0;
         for _ in 0..LAST_ROUNDS {
             match self.take_in(shared, worker) {
@@ -307,6 +328,16 @@ impl Life {
         None
     }
 
+    /// Passes on what comes until the stream has ended.
+    async fn hear_to_the_end(&mut self, shared: &Arc<Shared>, worker: WorkerKey) -> Result<(), String> {
+        loop {
+            while self.take_in(shared, worker)? {}
+            if !matches!(self.results.read_buf(self.incoming.buffer(READ_SIZE)).await, Ok(1..)) {
+                return Ok(());
+            }
+        }
+    }
+
     /// Waits until the process has ended, and tells what is known of that.
     async fn bury(&mut self) -> ExitReport {
         let end = match self.end {
@@ -319,17 +350,19 @@ impl Life {
         self.stdout.1.finish().await;
         self.stderr.1.finish().await;
         let signal = end.and_then(|end| exit_signal(end.status));
+        let far = self.far.as_ref().map(|far| &far.end);
         ExitReport {
             pid: self.pid,
             code: end.and_then(|end| exit_code(end.status)),
             signal: signal.map(|(signal, _)| signal),
             core_dumped: signal.is_some_and(|(_, core_dumped)| core_dumped),
             cause: match (end, signal) {
+                (None, _) if far.is_some() => ExitCause::NodeLost,
                 (None, _) => ExitCause::Unknown,
                 (Some(_), Some(_)) => ExitCause::Signalled,
                 (Some(_), None) => ExitCause::Exited,
             },
-            detail: None,
+            detail: far.and_then(|far| far.loss().or(far.why())).map(Into::into),
             task: None,
             stderr_tail: self.stderr.0.text(),
             stdout_tail: self.stdout.0.text(),
@@ -343,7 +376,7 @@ impl Life {
     fn blame_for_kill(&self, report: &mut ExitReport) {
         let blame = if self.has_hung_up {
             "by the pool, since it had closed the pipe of its results"
-        } else if oom_kills() > self.oom_kills {
+        } else if self.far.is_none() && oom_kills() > self.oom_kills {
             "not by the pool; perhaps for want of memory, for which the kernel has killed processes since the \
              worker started: see its log"
         } else {

@@ -30,7 +30,7 @@ const ENDINGS: [Ending; Ending::PoolBroken as usize + 1] = [
 ];
 
 /// Every cause for which a worker may end.
-const CAUSES: [Cause; 13] = [
+const CAUSES: [Cause; 14] = [
     Cause::Pool(Departure::Retired),
     Cause::Pool(Departure::Recycled),
     Cause::Pool(Departure::ShutDown),
@@ -43,6 +43,7 @@ const CAUSES: [Cause; 13] = [
     Cause::Exit(ExitCause::StackOverflow),
     Cause::Exit(ExitCause::ProtocolViolation),
     Cause::Exit(ExitCause::Unresponsive),
+    Cause::Exit(ExitCause::NodeLost),
     Cause::Exit(ExitCause::Unknown),
 ];
 

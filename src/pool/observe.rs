@@ -116,6 +116,7 @@ impl Cause {
             Cause::Exit(ExitCause::StackOverflow) => "stack_overflow",
             Cause::Exit(ExitCause::ProtocolViolation) => "protocol_violation",
             Cause::Exit(ExitCause::Unresponsive) => "unresponsive",
+            Cause::Exit(ExitCause::NodeLost) => "node_lost",
             Cause::Pool(Departure::Died) | Cause::Exit(ExitCause::Unknown) => "unknown",
         }
     }

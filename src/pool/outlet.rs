@@ -72,9 +72,15 @@ impl Outlet {
         queue.push(head, Bytes::new())
     }
 
-    /// How many bytes were written, ever.
+    /// How many bytes were written, ever: something that changes while the worker takes any.
     pub(super) fn total(&self) -> u64 {
-        self.lock().total
+        let queue = self.lock();
+        // Of what a socket has taken, the other machine may have nothing yet.
+        #[cfg(feature = "remote")]
+        if let Some(pipe) = queue.pipe.as_ref().filter(|_| queue.page.is_none()) {
+            return queue.total - crate::sys::fds::unacknowledged(pipe).min(queue.total);
+        }
+        queue.total
     }
 
     /// The body of a frame that was held is where the frame says.
@@ -96,6 +102,11 @@ impl Outlet {
     pub(super) fn close(&self) {
         let mut queue = self.lock();
         queue.write_all();
+        // What is read from is the same connection, and stays open.
+        #[cfg(feature = "remote")]
+        if let Some(pipe) = queue.pipe.as_ref().filter(|_| queue.page.is_none()) {
+            let _ = rustix::net::shutdown(pipe, rustix::net::Shutdown::Write);
+        }
         queue.pipe = None;
         queue.pieces.clear();
         queue.tail = Vec::new();

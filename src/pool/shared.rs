@@ -420,8 +420,12 @@ impl Shared {
 
     pub(super) fn last_words(&self, worker: WorkerKey) -> u64 {
         let state = self.lock();
-        let page = state.links.ready(worker).and_then(|link| link.page.as_ref());
-        page.map_or(0, |page| page.last_words().load(Ordering::Acquire))
+        let link = state.links.ready(worker);
+        match link.map(|link| (&link.page, &link.far)) {
+            Some((Some(page), _)) => page.last_words().load(Ordering::Acquire),
+            Some((None, Some(far))) => far.last_words(),
+            _ => 0,
+        }
     }
 }
 

@@ -10,9 +10,9 @@ use super::scheduler::{
 };
 use super::times::Times;
 use super::voice::{Ear, Said};
-use crate::process::{Killer, Tail};
+use crate::process::{FarEnd, Killer, Tail};
 use crate::sys::memory::words_for;
-use crate::task::{PoolError, Progress, TaskError, TimeoutReport, WorkerExit};
+use crate::task::{ExitCause, PoolError, Progress, TaskError, TimeoutReport, WorkerExit};
 use crate::wire::{Body, LARGE, Page, Place, Reply, Request, Room, Run};
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -59,9 +59,11 @@ pub(super) struct ReadyLink {
     pub(super) started: Instant,
     pub(super) outlet: Arc<Outlet>,
     pub(super) page: Option<Arc<Page>>,
+    /// Without a page: what is known of the worker once it has ended.
+    pub(super) far: Option<Arc<FarEnd>>,
     /// Room for large arguments in the page.
     pub(super) room: Room,
-    /// Without a page: the last task that is known to have begun, and when.
+    /// Without a page: the last chunk that an item of has begun, and when that was.
     pub(super) began: (u64, Nanos),
     pub(super) killer: Killer,
     pub(super) stdout: Tail,
@@ -115,6 +117,10 @@ impl Links {
         }
     }
 
+    fn has_page(&self, worker: WorkerKey) -> bool {
+        self.ready(worker).is_some_and(|link| link.page.is_some())
+    }
+
     pub(super) fn set(&mut self, worker: WorkerKey, link: Option<Link>) {
         if self.0.len() <= worker {
             self.0.resize_with(worker + 1, || None);
@@ -131,7 +137,12 @@ impl Ledger for Links {
     }
 
     fn take_back(&self, worker: WorkerKey, seq: u64) -> bool {
-        self.ready(worker).and_then(|link| link.page.as_ref()).is_some_and(|page| page.take_back(seq))
+        self.ready(worker).is_some_and(|link| match (&link.page, &link.far) {
+            (Some(page), _) => page.take_back(seq),
+            // As long as it lives it must be asked.
+            (None, Some(far)) => far.never_began(seq),
+            (None, None) => false,
+        })
     }
 
     fn is_finished(&self, worker: WorkerKey, seq: u64) -> bool {
@@ -139,14 +150,17 @@ impl Ledger for Links {
     }
 
     fn written(&self, worker: WorkerKey) -> u64 {
-        self.ready(worker).map_or(0, |link| link.outlet.total())
+        self.ready(worker).map_or(0, |link| {
+            link.outlet.total().wrapping_add(link.far.as_ref().map_or(0, |far| far.progress()))
+        })
     }
 
     fn began_at(&self, worker: WorkerKey, seq: u64) -> Option<Nanos> {
         let link = self.ready(worker)?;
         match &link.page {
             Some(page) => page.began_at(seq),
-            None => Some(link.began.1).filter(|_| link.began.0 == seq),
+            None if link.began.0 == seq => Some(link.began.1),
+            None => link.far.as_ref()?.began_at(seq),
         }
     }
 }
@@ -229,11 +243,11 @@ impl State {
     ) -> Result<(), Violation> {
         let (seq, answer, outcome) = match reply {
             Reply::Value { seq, is_worn, ran, .. } => {
-                let answer = Answer { is_value: true, is_worn, ..Answer::default() };
+                let answer = Answer { is_value: true, is_worn, ran, ..Answer::default() };
                 (seq, answer, Some((Outcome::Value(body.into_bytes()), ran)))
             }
             Reply::Fault { seq, is_worn, dying, ran, fault } => {
-                let answer = Answer { is_worn, dying, ..Answer::default() };
+                let answer = Answer { is_worn, dying, ran, ..Answer::default() };
                 (seq, answer, Some((Outcome::Fault(Box::new(fault)), ran)))
             }
             Reply::Skipped { seq } => (seq, Answer { skipped: true, ..Answer::default() }, None),
@@ -306,7 +320,12 @@ impl State {
         now: Nanos,
     ) -> (Option<Nanos>, Nanos) {
         let earliest = cell.submitted().min(now);
-        let began = at.and_then(|(worker, seq)| self.links.began_at(worker, seq));
+        let has_page = at.is_some_and(|(worker, _)| self.links.has_page(worker));
+        let began = match ran {
+            // A worker without a page is not asked when a task began whose answer is there.
+            Some(ran) if !has_page => Some(now.saturating_sub(ran / cell.items().max(1) as u64)),
+            _ => at.and_then(|(worker, seq)| self.links.began_at(worker, seq)),
+        };
         let (Some(began), Some(ran)) = (began.map(|began| began.clamp(earliest, now)), ran) else {
             return (began.map(|began| began.clamp(earliest, now)), now);
         };
@@ -426,6 +445,12 @@ impl State {
                     chores.flush.push(link.outlet.clone());
                 }
             }
+            Action::Recall { worker, seq } => {
+                if let Some(link) = self.links.ready(worker) {
+                    link.outlet.push(&Request::Recall { seq }, Bytes::new());
+                    chores.flush.push(link.outlet.clone());
+                }
+            }
             Action::Close(worker) => {
                 chores.close.extend(self.links.ready(worker).map(|link| link.outlet.clone()))
             }
@@ -494,6 +519,7 @@ fn outcome_of(verdict: Verdict, died: Option<(&WorkerExit, &Cell)>) -> Outcome {
     let error = match (verdict, died) {
         (Verdict::Cancelled, _) => TaskError::Cancelled,
         (Verdict::TimedOut(limit), _) => TaskError::TimedOut { limit: Duration::from_nanos(limit) },
+        (Verdict::Died, Some((exit, _))) if exit.cause() == ExitCause::NodeLost => TaskError::NodeLost,
         (Verdict::Died, Some((exit, cell))) => TaskError::WorkerDied(exit.while_running(cell.description())),
         (Verdict::Broken(cause), _) => TaskError::PoolBroken(cause),
         (Verdict::ShutDown, _) | (Verdict::Died, None) => TaskError::ShutDown,

@@ -151,7 +151,7 @@ impl WorkerInfo {
             tasks_done: view.tasks_done,
             current_task: view.first_task.filter(|_| has_begun).map(|task| TaskId(task.id)),
             started: link.map_or_else(Instant::now, |link| link.started),
-            rss: link.map_or(0, |link| resident_bytes(link.pid)),
+            rss: link.filter(|link| link.far.is_none()).map_or(0, |link| resident_bytes(link.pid)),
             stdout_tail: link.map(|link| link.stdout.text()).unwrap_or_default(),
             stderr_tail: link.map(|link| link.stderr.text()).unwrap_or_default(),
         }
@@ -196,7 +196,7 @@ impl WorkerInfo {
         self.started
     }
 
-    /// Its resident memory in bytes; 0 while it is starting.
+    /// Its resident memory in bytes; 0 while it is starting, and of a worker on another machine.
     pub fn rss(&self) -> u64 {
         self.rss
     }

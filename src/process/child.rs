@@ -7,6 +7,7 @@ use super::Limits;
 use super::channel;
 use super::control::{Notice, Order, Refusal};
 use crate::sys::child::{self, Ended, Forked, ProcessFd};
+use crate::sys::memory::SharedWords;
 use crate::sys::{fds, signals, thread_count};
 use crate::task::{self, Call, Fault, Host, TaskError};
 use crate::wire::{PROTOCOL, Page, build_identity};
@@ -41,11 +42,18 @@ impl Role {
     }
 }
 
+/// Without a page, a worker has so many words for who looks after it: the number of the task that it has
+/// begun last, what its handlers of faults have to say, and when that task began.
+#[cfg(feature = "remote")]
+pub(super) const BOARD: usize = 3;
+
 /// What a worker is given to work with.
 pub(crate) struct Duties {
     pub(crate) requests: OwnedFd,
     pub(crate) results: OwnedFd,
     pub(crate) page: Option<Page>,
+    /// Without a page: what is read by who looks after the worker, in [`BOARD`] words.
+    pub(crate) board: Option<SharedWords>,
     /// How many pools there are around this worker.
     pub(crate) depth: u32,
     pub(crate) limits: Limits,
@@ -57,17 +65,17 @@ pub(crate) fn serve(role: Role, work: fn(Duties) -> io::Result<()>) -> ! {
         Role::ForkServer => Control::open().and_then(|control| control.fork_workers(work)),
         Role::Worker => Control::open().and_then(|control| control.be_worker(work)),
     };
-    end(role, served)
+    end_with(role.as_str(), served)
 }
 
 /// Ends this process, with a word of what was the matter.
-fn end(role: Role, served: io::Result<()>) -> ! {
+pub(super) fn end_with(role: &str, served: io::Result<()>) -> ! {
     match served {
         Ok(()) => child::exit_now(0),
         // The program is gone, or has no use for this process any more, which is nobody's mistake.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => child::exit_now(0),
         Err(error) => {
-            eprintln!("procession: {}: {error}", role.as_str());
+            eprintln!("procession: {role}: {error}");
             child::exit_now(1)
         }
     }
@@ -97,7 +105,8 @@ impl Control {
         let refused = if protocol != PROTOCOL || build != build_identity() {
             Some(Refusal::OtherBuild)
         } else {
-            preload.and_then(|shim| run_preload(shim, files).err()).map(Refusal::Preload)
+            let run = |shim| read_arguments(files).and_then(|input| run_preload(shim, input));
+            preload.and_then(|shim| run(shim).err()).map(Refusal::Preload)
         };
         let is_refused = refused.is_some();
         channel::send(socket.as_fd(), &Notice::Configured { refused }, &[])?;
@@ -171,6 +180,7 @@ impl Ends {
         self.stderr.as_ref().map_or(Ok(()), fds::replace_stderr)?;
         Ok(Duties {
             page: Some(Page::open(self.page.as_fd())?),
+            board: None,
             requests: self.requests,
             results: self.results,
             depth,
@@ -252,7 +262,7 @@ impl Server {
         }
         let limits = std::mem::take(&mut self.control.limits);
         let worked = ends.take_up(self.control.depth, limits).and_then(work);
-        end(Role::Worker, worked)
+        end_with(Role::Worker.as_str(), worked)
     }
 
     /// Reports the children that have ended.
@@ -300,11 +310,16 @@ impl Host for NoHost {
     fn send_part(&self, _: &[u8]) {}
 }
 
-/// Runs the preload function, whose arguments are in a memory file.
-fn run_preload(shim: u64, files: Vec<OwnedFd>) -> Result<(), String> {
+/// Reads the arguments of the preload function, which are in a memory file.
+fn read_arguments(files: Vec<OwnedFd>) -> Result<Vec<u8>, String> {
     let mut input = Vec::new();
     let file = files.into_iter().next().ok_or("its arguments did not arrive")?;
     std::fs::File::from(file).read_to_end(&mut input).map_err(|error| error.to_string())?;
+    Ok(input)
+}
+
+/// Runs the preload function.
+pub(super) fn run_preload(shim: u64, input: Vec<u8>) -> Result<(), String> {
     let shim = task::resolve(shim).ok_or("it is not part of the program")?;
     let before = thread_count().map_err(|error| error.to_string())?;
     let mut output = Vec::new();

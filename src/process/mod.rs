@@ -7,25 +7,41 @@
 mod channel;
 mod child;
 mod control;
+mod far;
 mod fork_server;
+#[cfg(feature = "remote")]
+mod launcher;
 mod limits;
 mod output;
 mod patience;
 mod probe;
+#[cfg(feature = "remote")]
+mod remote;
 mod sandbox;
 mod spawn;
 mod start;
+#[cfg(feature = "remote")]
+mod steward;
 
 pub(crate) use child::{Duties, MARKER, Role, serve};
+#[cfg(feature = "remote")]
+pub(crate) use far::Told;
+pub(crate) use far::{Far, FarEnd};
 pub(crate) use fork_server::ForkServer;
+#[cfg(feature = "remote")]
+pub use launcher::Launcher;
 pub(crate) use limits::Limits;
 pub use output::WorkerStdio;
 pub(crate) use output::{Follower, Output, Tail};
 pub(crate) use patience::within;
 pub(crate) use probe::Probe;
+#[cfg(feature = "remote")]
+pub(crate) use remote::Remote;
 pub use sandbox::Sandbox;
 pub(crate) use spawn::Spawn;
 pub(crate) use start::{Preload, Start};
+#[cfg(feature = "remote")]
+pub(crate) use steward::{STEWARD, serve_as_steward};
 
 use crate::sys::child::Ended;
 use crate::task::PoolError;
@@ -61,6 +77,8 @@ pub(crate) struct Process {
     pub(crate) probe: Option<Probe>,
     /// The most resident memory that it had before it was this program, which the kernel counts too.
     pub(crate) earlier_rss: u64,
+    /// What there is to be known of a process on another machine.
+    pub(crate) far: Option<Far>,
     /// Resolves when the process has ended, to `None` if nobody can tell how.
     pub(crate) ended: BoxFuture<'static, Option<Ended>>,
 }

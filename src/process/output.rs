@@ -169,10 +169,15 @@ async fn follow(
     }
 }
 
-/// Reads what a dead worker has left in its stream.
+/// Reads what a dead worker has left in its stream. The runtime is not asked whether there is
+/// anything: it may not have looked yet.
 fn read_rest(pipe: &pipe::Receiver) -> Vec<u8> {
-    let mut rest = Vec::new();
-    while rest.len() < LAST_READS && matches!(pipe.try_read_buf(&mut rest), Ok(1..)) {}
+    let (mut rest, mut piece) = (Vec::new(), [0; 4096]);
+    while rest.len() < LAST_READS
+        && let Ok(read @ 1..) = rustix::io::read(pipe, &mut piece)
+    {
+        rest.extend_from_slice(&piece[..read]);
+    }
     rest
 }
 

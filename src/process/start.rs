@@ -366,6 +366,7 @@ impl Link {
             stdout: self.stdout,
             stderr: self.stderr,
             probe: Some(Probe { pid, process: process.clone() }),
+            far: None,
             killer: Killer::new(move || process.kill()),
             ended,
         }

@@ -88,6 +88,12 @@ impl ProcessFd {
         let _ = rustix::process::pidfd_send_signal(&self.0, Signal::KILL);
     }
 
+    /// Asks the process to end.
+    #[cfg(feature = "remote")]
+    pub(crate) fn terminate(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.0, Signal::TERM);
+    }
+
     /// Blocks until the process has ended, at most for the given time.
     pub(crate) fn wait_ended(&self, limit: std::time::Duration) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -36,3 +36,26 @@ pub(crate) fn take_env(name: &str) -> Option<std::ffi::OsString> {
     unsafe { std::env::remove_var(name) };
     Some(value)
 }
+
+/// Sets the environment, clearing it first if so asked; what has no value is removed.
+#[cfg(feature = "remote")]
+pub(crate) fn set_environment(clear: bool, variables: &[(std::ffi::OsString, Option<std::ffi::OsString>)]) {
+    use std::os::unix::ffi::OsStrExt;
+    let all = std::env::vars_os().map(|(name, _)| name).filter(|_| clear).collect::<Vec<_>>();
+    // What cannot be the name of a variable, or its value, would make `std` panic.
+    let is_name =
+        |name: &std::ffi::OsStr| !name.is_empty() && !name.as_bytes().iter().any(|b| b"=\0".contains(b));
+    let is_value = |value: &std::ffi::OsStr| !value.as_bytes().contains(&0);
+    for name in all {
+        // SAFETY: this is called before `main`, in a process with a single thread.
+        unsafe { std::env::remove_var(name) };
+    }
+    for (name, value) in variables.iter().filter(|(name, _)| is_name(name)) {
+        match value {
+            // SAFETY: as above.
+            Some(value) if is_value(value) => unsafe { std::env::set_var(name, value) },
+            // SAFETY: as above.
+            _ => unsafe { std::env::remove_var(name) },
+        }
+    }
+}

@@ -66,3 +66,24 @@ pub(crate) fn close_inherited(fd: &OwnedFd) {
     // that does not return in the child, so nobody closes or uses it a second time.
     unsafe { rustix::io::close(fd.as_raw_fd()) };
 }
+
+/// The same, of several; one may be named twice.
+#[cfg(feature = "remote")]
+pub(crate) fn close_inherited_all<'a>(fds: impl Iterator<Item = rustix::fd::BorrowedFd<'a>>) {
+    use rustix::fd::AsRawFd;
+    let fds: std::collections::BTreeSet<RawFd> = fds.map(|fd| fd.as_raw_fd()).collect();
+    for fd in fds {
+        // SAFETY: as above; nothing is opened in between, and each is closed once.
+        unsafe { rustix::io::close(fd) };
+    }
+}
+
+/// How many bytes that were written to a socket the other machine has not acknowledged.
+#[cfg(feature = "remote")]
+pub(crate) fn unacknowledged(socket: &impl rustix::fd::AsRawFd) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ writes an int to the pointer, which is to a live local. It fails on what is
+    // no socket.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if done == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
+}

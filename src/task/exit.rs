@@ -27,6 +27,9 @@ pub enum ExitCause {
     ProtocolViolation,
     /// It did not react any more, and was killed for it.
     Unresponsive,
+    /// Its machine, or the way there, is gone: nothing was heard of it any more, or its connection ended
+    /// without a word. A task that it ran fails as [`TaskError::NodeLost`](crate::TaskError::NodeLost).
+    NodeLost,
     /// Nothing is known but that it is gone: the fork server that would have told has died too.
     Unknown,
 }
@@ -151,6 +154,7 @@ impl fmt::Display for ExitReport {
             ExitCause::StackOverflow => f.write_str("overflowed its stack")?,
             ExitCause::ProtocolViolation => f.write_str("broke the protocol")?,
             ExitCause::Unresponsive => f.write_str("did not react any more")?,
+            ExitCause::NodeLost => f.write_str("is lost with its machine, or the way there")?,
             ExitCause::Unknown => f.write_str("is gone with the fork server, which would have told how")?,
         }
         if let Some(detail) = &self.detail {

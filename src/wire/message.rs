@@ -26,6 +26,9 @@ pub(crate) enum Request {
     Grant { seq: u64, items: u64, bytes: u64 },
     /// From now on, so much is to be said of what tasks log.
     Listen(Levels),
+    /// Leave the task that was sent under this number, unless it has begun. Only sent where there is no
+    /// control page to take it back in.
+    Recall { seq: u64 },
 }
 
 /// What a worker needs to know before its first task.
@@ -87,7 +90,8 @@ pub(crate) enum Reply {
     Ready,
     /// There will be no `Ready`.
     NotReady { fault: Fault },
-    /// This task has begun. Only sent where there is no control page to read it from.
+    /// Another item of this chunk has begun, whose time is limited. Only sent where there is no control
+    /// page to read it from.
     Began { seq: u64 },
     /// One item's result; the body is a byte that says which kind, and its encoding.
     Part { seq: u64 },

@@ -8,6 +8,7 @@ use super::panics;
 use super::replies::Replies;
 use super::voice;
 use crate::sys::child::exit_now;
+use crate::sys::memory::SharedWords;
 use crate::sys::{fault, monotonic_now, question};
 use crate::task::{self, Call, Fault, Host, Outflow, PanicReport};
 use crate::wire::{Frame, FrameError, PROTOCOL, Page, Reply, Request, Run, Setup, build_identity};
@@ -16,6 +17,7 @@ use rustix::process::{Resource, getrlimit};
 use std::cell::{Cell, OnceCell};
 use std::io::{self, Write};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::runtime::Runtime;
 
@@ -38,18 +40,21 @@ pub(super) fn work(duties: crate::process::Duties) -> io::Result<()> {
     fault::ignore_sigpipe();
     // For as long as the process lives, which both threads then need no count of.
     let page: Option<&'static Page> = duties.page.map(|page| &*Box::leak(Box::new(page)));
+    let board: Option<&'static SharedWords> = duties.board.map(|board| &*Box::leak(Box::new(board)));
     let replies: &'static Replies = Box::leak(Box::new(Replies::new(duties.results, page)));
     let wear = Wear::new(&duties.limits);
     if let Err(reason) = limits::apply(&duties.limits) {
         replies.greet(&Reply::NotConfined { reason });
         return Ok(());
     }
-    let inbox: &'static Inbox = Box::leak(Box::new(Inbox::new(duties.requests)));
+    let inbox: &'static Inbox = Box::leak(Box::new(Inbox::new(duties.requests, replies, page.is_some())));
     let _ = LAST_WORDS.set(replies);
     panics::install_hook(send_last_words);
     let bench = move || {
-        fault::watch_stack(page.map(Page::last_words));
-        let mut bench = Bench::new(inbox, replies, page, wear);
+        let last_words = board.map(|board| &board.words()[Board::LAST_WORDS]);
+        fault::watch_stack(page.map(Page::last_words).or(last_words));
+        let board = board.map(|words| Board { words: words.words(), told: Cell::new(0) });
+        let mut bench = Bench::new(inbox, replies, page, board, wear);
         if let Err(error) = bench.serve() {
             eprintln!("procession: worker: the pool {error}");
             exit_now(1);
@@ -91,10 +96,41 @@ fn send_last_words(report: PanicReport) {
     }
 }
 
+/// Without a page: where who looks after this process sees what it does.
+struct Board {
+    words: &'static [AtomicU64],
+    /// When the pool was last told that an item has begun.
+    told: Cell<u64>,
+}
+
+impl Board {
+    const LAST_WORDS: usize = 1;
+
+    /// How often the pool is told that another item has begun, in nanoseconds.
+    const TELL_EVERY: u64 = 5_000_000;
+
+    fn begin(&self, seq: u64, now: u64) {
+        self.words[2].store(now, Ordering::Relaxed);
+        self.words[0].store(seq, Ordering::Release);
+        self.told.set(now);
+    }
+
+    /// Another item begins; whether it is time to tell.
+    fn begin_item(&self, now: u64) -> bool {
+        self.words[2].store(now, Ordering::Relaxed);
+        let is_due = now.saturating_sub(self.told.get()) >= Self::TELL_EVERY;
+        if is_due {
+            self.told.set(now);
+        }
+        is_due
+    }
+}
+
 struct Bench {
     inbox: &'static Inbox,
     replies: &'static Replies,
     page: Option<&'static Page>,
+    board: Option<Board>,
     /// For async tasks; made when the first one comes.
     runtime: OnceCell<Runtime>,
     max_message: u64,
@@ -111,12 +147,14 @@ impl Bench {
         inbox: &'static Inbox,
         replies: &'static Replies,
         page: Option<&'static Page>,
+        board: Option<Board>,
         wear: Wear,
     ) -> Bench {
         Bench {
             inbox,
             replies,
             page,
+            board,
             runtime: OnceCell::new(),
             max_message: 0,
             wear,
@@ -140,11 +178,20 @@ impl Bench {
                     }
                 },
                 // The task that it was meant for is over.
-                Request::Cancel { .. } | Request::Grant { .. } => {}
+                Request::Cancel { .. } | Request::Grant { .. } | Request::Recall { .. } => {}
                 Request::Listen(levels) => voice::listen(levels),
             }
         }
         Ok(())
+    }
+
+    fn begin_item(&self, now: u64) {
+        let seq = self.seq.get();
+        if let Some(page) = self.page {
+            page.begin_item(seq, now);
+        } else if self.board.as_ref().is_some_and(|board| board.begin_item(now)) {
+            self.replies.send(&Reply::Began { seq }, &[]);
+        }
     }
 
     fn get_ready(&mut self, setup: &Setup, arguments: Bytes) -> Result<(), Fault> {
@@ -173,7 +220,7 @@ impl Bench {
         match self.page {
             Some(page) if page.begin(seq, began) => {}
             Some(_) => return self.replies.send(&Reply::Skipped { seq }, &[]),
-            None => self.replies.send(&Reply::Began { seq }, &[]),
+            None => self.board.iter().for_each(|board| board.begin(seq, began)),
         }
         self.seq.set(seq);
         self.has_timeout.set(run.timeout.is_some());
@@ -240,8 +287,8 @@ impl Host for Bench {
     }
 
     fn run_item(&self, item: &mut dyn FnMut() -> Result<(), Fault>) -> Result<(), Fault> {
-        if let Some(page) = self.page.filter(|_| self.has_timeout.get()) {
-            page.begin_item(self.seq.get(), monotonic_now());
+        if self.has_timeout.get() {
+            self.begin_item(monotonic_now());
         }
         panics::catch(item)
     }

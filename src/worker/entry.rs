@@ -31,6 +31,11 @@ pub fn init() {
     if DEPTH.get().is_some() {
         return;
     }
+    #[cfg(feature = "remote")]
+    if std::env::var_os(MARKER).is_some_and(|role| role == process::STEWARD) {
+        let _ = entry::take_env(MARKER);
+        process::serve_as_steward(work);
+    }
     // Taken out of the environment, so that what a worker starts in its turn is not taken for one.
     if !fds::stdin_is_socket() {
         return;
@@ -62,5 +67,9 @@ pub(crate) fn depth() -> u32 {
 
 /// Whether this process was started to be a worker, but nobody has called [`init`].
 pub(crate) fn was_told_to_enter() -> bool {
+    #[cfg(feature = "remote")]
+    if std::env::var_os(MARKER).is_some_and(|role| role == process::STEWARD) {
+        return true;
+    }
     std::env::var_os(MARKER).is_some() && fds::stdin_is_socket()
 }

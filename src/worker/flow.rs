@@ -161,8 +161,8 @@ mod tests {
         fn new() -> Scene {
             let (results, theirs) = pipe_with(PipeFlags::CLOEXEC).unwrap();
             let (requests_out, requests) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-            let replies = Box::leak(Box::new(Replies::new(theirs, None)));
-            let inbox = Box::leak(Box::new(Inbox::new(requests_out)));
+            let replies: &Replies = Box::leak(Box::new(Replies::new(theirs, None)));
+            let inbox = Box::leak(Box::new(Inbox::new(requests_out, replies, true)));
             let (results, _requests) = (results.into(), requests.into());
             Scene { results, heard: BytesMut::new(), inbox, replies, _requests }
         }

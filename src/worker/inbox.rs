@@ -4,12 +4,16 @@
 //! tasks the task thread reads, so that a task costs no hop from thread to thread. While a task
 //! runs for long, the watchdog reads: it hears of a cancellation, takes in what comes for later
 //! so that the pool's writes do not stall, and ends the process when the pool is gone.
+//!
+//! Where there is no control page, this is also where tasks are taken back: whoever holds the stream
+//! either takes a task out of it to begin it, or leaves it and says so.
 
 use super::context::TaskContext;
+use super::replies::Replies;
 use super::voice;
 use crate::sys::child::exit_now;
 use crate::sys::monotonic_now;
-use crate::wire::{Frame, FrameCodec, FrameError, Page, Request};
+use crate::wire::{Frame, FrameCodec, FrameError, Page, Reply, Request};
 use bytes::BytesMut;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
@@ -49,6 +53,8 @@ pub(super) struct Inbox {
     /// The watchdog waits to be woken.
     parked: AtomicBool,
     watchdog: Thread,
+    /// Where there is no control page: to say there what the page would show.
+    replies: Option<&'static Replies>,
 }
 
 struct Stream {
@@ -61,11 +67,13 @@ struct Stream {
     /// Where reads go first.
     scratch: Box<[u8]>,
     ended: bool,
+    /// There is a call among the frames that was not heeded yet.
+    has_calls: bool,
 }
 
 impl Inbox {
     /// The calling thread will be the watchdog.
-    pub(super) fn new(file: OwnedFd) -> Inbox {
+    pub(super) fn new(file: OwnedFd, replies: &'static Replies, has_page: bool) -> Inbox {
         Inbox {
             file: file.into(),
             stream: Mutex::new(Stream {
@@ -75,18 +83,31 @@ impl Inbox {
                 look_out: LookOut::default(),
                 scratch: vec![0; READ_SIZE].into(),
                 ended: false,
+                has_calls: false,
             }),
             running: AtomicU64::new(0),
             urgent: AtomicU64::new(0),
             parked: AtomicBool::new(false),
             watchdog: std::thread::current(),
+            replies: (!has_page).then_some(replies),
         }
     }
 
     /// Waits for the next request; `None` when the pool wants no more, or is gone.
     pub(super) fn next(&self) -> Result<Option<Frame<Request>>, FrameError> {
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        // A task that was taken back must not begin, should word of that be here already.
+        if self.replies.is_some() && !stream.frames.is_empty() && self.has_input() {
+            stream.read(&self.file)?;
+        }
         loop {
+            if let Some(replies) = self.replies {
+                stream.leave_what_was_taken_back(replies);
+                if stream.ended {
+                    // With tasks left, the pool is gone.
+                    return Ok(None);
+                }
+            }
             if let Some(frame) = stream.frames.pop_front() {
                 return Ok(Some(frame));
             }
@@ -156,7 +177,7 @@ impl Inbox {
     fn read_during(&self, task: u64) {
         // A cancellation may have come together with the task.
         if let Ok(mut stream) = self.stream.try_lock() {
-            stream.hear_signals();
+            stream.hear_signals(self.replies);
         }
         while self.is_running(task) {
             TaskContext::send_due_report();
@@ -174,8 +195,13 @@ impl Inbox {
                 // The pool is gone, or has dropped this worker: nobody wants the task any more.
                 exit_now(1);
             }
-            stream.hear_signals();
+            stream.hear_signals(self.replies);
         }
+    }
+
+    fn has_input(&self) -> bool {
+        let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
     }
 
     fn is_running(&self, task: u64) -> bool {
@@ -229,6 +255,7 @@ impl Stream {
         self.ended = read == 0;
         self.bytes.extend_from_slice(&self.scratch[..read]);
         while let Some(frame) = self.codec.decode(&mut self.bytes)? {
+            self.has_calls |= matches!(frame.head, Request::Cancel { .. } | Request::Recall { .. });
             self.frames.push_back(frame);
         }
         Ok(())
@@ -236,7 +263,10 @@ impl Stream {
 
     /// Acts on what is meant for the running task. It comes behind it in the stream, so there is
     /// no task between the two that has not been taken in.
-    fn hear_signals(&mut self) {
+    fn hear_signals(&mut self, replies: Option<&Replies>) {
+        if let Some(replies) = replies {
+            self.leave_what_was_taken_back(replies);
+        }
         self.frames.retain(|frame| match frame.head {
             Request::Cancel { seq } => {
                 TaskContext::cancel_current(seq);
@@ -247,6 +277,29 @@ impl Stream {
                 false
             }
             Request::Run(_) | Request::Setup(_) | Request::Listen(_) => true,
+            Request::Recall { .. } => false,
         });
+    }
+
+    /// Without a control page: takes tasks out that were taken back, or cancelled, before they began.
+    fn leave_what_was_taken_back(&mut self, replies: &Replies) {
+        if !std::mem::take(&mut self.has_calls) {
+            return;
+        }
+        let called = |frame: &Frame<Request>| match frame.head {
+            Request::Cancel { seq } | Request::Recall { seq } => Some(seq),
+            _ => None,
+        };
+        let calls: Vec<u64> = self.frames.iter().filter_map(called).collect();
+        for call in calls {
+            let is_called =
+                |frame: &Frame<Request>| matches!(&frame.head, Request::Run(run) if run.seq == call);
+            if let Some(at) = self.frames.iter().position(is_called) {
+                self.frames.remove(at);
+                replies.send(&Reply::Skipped { seq: call }, &[]);
+            }
+        }
+        // Cancellations are kept for the task that runs.
+        self.frames.retain(|frame| !matches!(frame.head, Request::Recall { .. }));
     }
 }

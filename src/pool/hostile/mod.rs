@@ -89,6 +89,7 @@ impl Stage {
             stdout,
             stderr,
             probe: None,
+            far: None,
             earlier_rss: 0,
             killer: Killer::new(move || killed.store(true, Ordering::Release)),
             ended: self.run(peer, script),

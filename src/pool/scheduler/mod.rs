@@ -253,8 +253,16 @@ impl<T> Scheduler<T> {
                 self.set_fate(worker, seq, fate);
                 if !taken_back {
                     self.actions.push(Action::Cancel { worker, seq });
-                    self.kill_at(worker, now.saturating_add(self.config.cancel_grace), seq);
-                    self.take_back_behind(worker, seq, ledger);
+                    let slot = &mut self.slots[worker];
+                    let is_first = slot.sent.front().is_some_and(|head| head.seq == seq);
+                    if let Some(sent) = slot.get_mut(seq) {
+                        sent.is_recalled = true;
+                    }
+                    // Without a page it is not known whether it has begun. If it is not the first, its
+                    // worker may be at another task, and must not be killed before it comes to this one.
+                    if slot.has_page || is_first {
+                        self.end_cancelled(worker, seq, now, ledger);
+                    }
                 }
             }
         }
@@ -316,6 +324,9 @@ impl<T> Scheduler<T> {
         now: Nanos,
     ) -> Result<Option<(T, u32)>, Violation> {
         let slot = self.slots.get_mut(worker).ok_or(Violation)?;
+        if answer.skipped && !slot.has_page {
+            return self.skipped(worker, seq, now).map(|()| None);
+        }
         let head = slot.sent.front().ok_or(Violation)?;
         if head.seq != seq || answer.skipped != (head.fate == Fate::TakenBack) {
             return Err(Violation);
@@ -330,6 +341,7 @@ impl<T> Scheduler<T> {
             return Ok(None);
         }
         slot.answers += 1;
+        slot.ran = slot.ran.saturating_add(answer.ran);
         slot.tasks_done += 1;
         slot.is_worn |= answer.is_worn;
         if answer.dying && slot.phase != Phase::Dying {
@@ -350,6 +362,15 @@ impl<T> Scheduler<T> {
     pub(super) fn answers_end(&mut self, worker: WorkerKey, now: Nanos, ledger: &dyn Ledger) {
         let Some(slot) = self.slots.get_mut(worker) else { return };
         slot.measure(now);
+        if let Some(head) = slot.sent.front().filter(|head| head.fate == Fate::Abandoned).copied()
+            && !slot.has_page
+            && slot.phase != Phase::Dying
+            && slot.kill_at == Nanos::MAX
+        {
+            // It was cancelled when it was not known whether it had begun; now it is at it.
+            self.end_cancelled(worker, head.seq, now, ledger);
+        }
+        let slot = &mut self.slots[worker];
         match slot.phase {
             Phase::Dying => self.take_back_all(worker, Loss::Foretold, ledger),
             Phase::Ready if slot.is_worn => self.recycle_in_turn(worker, now),
@@ -373,11 +394,11 @@ impl<T> Scheduler<T> {
         self.take_back_all(worker, Loss::Death, ledger);
         let phase = self.slots[worker].phase;
         let slot = self.remove(worker);
-        self.in_flight -= slot.sent.len();
+        self.in_flight -= slot.sent.iter().filter(|sent| sent.fate != Fate::Skipped).count();
         let mut had_begun = false;
         for sent in &slot.sent {
             match sent.fate {
-                Fate::TakenBack => {}
+                Fate::TakenBack | Fate::Skipped => {}
                 Fate::Abandoned => {
                     had_begun = true;
                     self.abandoned -= 1;

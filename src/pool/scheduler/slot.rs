@@ -9,6 +9,10 @@ use std::collections::VecDeque;
 /// behind it would not have begun much earlier elsewhere.
 const PIPELINE: Nanos = 400_000;
 
+/// The same for a worker without a page: what goes to it and back may have a network to cross. Not
+/// longer than after what time a task is held to be a long one.
+const FAR_PIPELINE: Nanos = STALL;
+
 /// The most tasks that a worker may have before it; below the number of slots, so that a slot is
 /// never needed twice.
 const MAX_DEPTH: u64 = SLOTS / 2;
@@ -49,6 +53,8 @@ pub(super) enum Fate {
     Abandoned,
     /// It was taken back before it began; the worker has yet to find that out.
     TakenBack,
+    /// A worker without a page has left it, as it was asked to; it is still counted in its place.
+    Skipped,
 }
 
 /// Why a task is taken back that a worker should have begun, having nothing before it.
@@ -70,13 +76,15 @@ pub(super) struct Sent {
     pub(super) task: u32,
     pub(super) bytes: u32,
     pub(super) fate: Fate,
+    /// A worker without a page was asked to leave it.
+    pub(super) is_recalled: bool,
 }
 
 /// One worker.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) phase: Phase,
-    /// Whether it shares a control page with the pool: without one, there is no pipelining.
+    /// Whether it shares a control page with the pool: without one, it is asked for tasks back.
     pub(super) has_page: bool,
     /// What it was sent and has not answered, in order.
     pub(super) sent: VecDeque<Sent>,
@@ -88,6 +96,8 @@ pub(super) struct Slot {
     pub(super) service: Nanos,
     pub(super) last_answer: Nanos,
     pub(super) answers: u64,
+    /// How long the tasks ran that were answered since the last measurement.
+    pub(super) ran: Nanos,
     pub(super) tasks_done: u64,
     /// How many more tasks it may be sent.
     pub(super) tasks_left: u64,
@@ -134,6 +144,7 @@ impl Slot {
             service: 0,
             last_answer: 0,
             answers: 0,
+            ran: 0,
             tasks_done: 0,
             tasks_left,
             is_worn: false,
@@ -175,10 +186,11 @@ impl Slot {
     }
 
     fn depth(&self) -> u64 {
-        if !self.has_page || self.service == 0 {
-            return 1;
+        let pipeline = if self.has_page { PIPELINE } else { FAR_PIPELINE };
+        match self.service {
+            0 => 1,
+            service => (pipeline / service).clamp(1, MAX_DEPTH),
         }
-        (PIPELINE / self.service).clamp(1, MAX_DEPTH)
     }
 
     pub(super) fn push(&mut self, task: u32, bytes: u32, now: Nanos) -> u64 {
@@ -189,7 +201,7 @@ impl Slot {
             self.new_head(now);
             self.last_answer = now;
         }
-        self.sent.push_back(Sent { seq, task, bytes, fate: Fate::Open });
+        self.sent.push_back(Sent { seq, task, bytes, fate: Fate::Open, is_recalled: false });
         self.sent_bytes += u64::from(bytes);
         seq
     }
@@ -198,6 +210,7 @@ impl Slot {
     pub(super) fn pop(&mut self, now: Nanos) -> Option<Sent> {
         let head = self.sent.pop_front()?;
         self.sent_bytes -= u64::from(head.bytes);
+        self.drop_skipped();
         if self.phase != Phase::Dying && head.seq >= self.kill_unless {
             self.kill_at = Nanos::MAX;
         }
@@ -205,12 +218,20 @@ impl Slot {
         Some(head)
     }
 
+    /// Forgets the first tasks if they were left: so the first is always one to be answered.
+    pub(super) fn drop_skipped(&mut self) {
+        while let Some(head) = self.sent.front().filter(|head| head.fate == Fate::Skipped).copied() {
+            self.sent.pop_front();
+            self.sent_bytes -= u64::from(head.bytes);
+        }
+    }
+
     pub(super) fn get_mut(&mut self, seq: u64) -> Option<&mut Sent> {
         let first = self.sent.front()?.seq;
         self.sent.get_mut(usize::try_from(seq.checked_sub(first)?).ok()?)
     }
 
-    fn new_head(&mut self, now: Nanos) {
+    pub(super) fn new_head(&mut self, now: Nanos) {
         self.head_since = now;
         self.stall_at = now.saturating_add(STALL);
         self.seen_begun = None;
@@ -222,7 +243,10 @@ impl Slot {
         if self.answers == 0 {
             return;
         }
-        let sample = (now.saturating_sub(self.last_answer) / self.answers).max(1);
+        // The time between the answers of a worker far away is that of the network.
+        let ran = std::mem::take(&mut self.ran);
+        let taken = if self.has_page { now.saturating_sub(self.last_answer) } else { ran };
+        let sample = (taken / self.answers).max(1);
         self.last_answer = now;
         self.answers = 0;
         // Long tasks are believed at once, short ones by and by.

@@ -79,6 +79,11 @@ pub(in crate::pool) enum Action<T> {
         worker: WorkerKey,
         seq: u64,
     },
+    /// Ask a worker without a page to leave a task that it has not begun.
+    Recall {
+        worker: WorkerKey,
+        seq: u64,
+    },
     Kill {
         worker: WorkerKey,
         why: Kill,
@@ -128,6 +133,8 @@ pub(in crate::pool) struct Answer {
     pub(in crate::pool) dying: bool,
     /// The task had been taken back, and was not run.
     pub(in crate::pool) skipped: bool,
+    /// For how long it ran, as the worker says.
+    pub(in crate::pool) ran: Nanos,
 }
 
 /// A worker has said what none should.

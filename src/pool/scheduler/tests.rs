@@ -14,9 +14,16 @@ proptest! {
         workers in 1usize..5,
         min_workers in 0usize..2,
         max_tasks in prop_oneof![Just(u64::MAX), 1u64..4],
+        pageless in prop_oneof![
+            Just(Pageless::None),
+            Just(Pageless::Odd),
+            Just(Pageless::All),
+            Just(Pageless::AllSilent)
+        ],
         events in events(),
     ) {
         let mut world = World::new(workers, min_workers, max_tasks);
+        world.pageless = pageless;
         for event in &events {
             world.apply(event);
         }
@@ -336,4 +343,82 @@ fn an_answer_to_another_task_is_a_violation() {
         let answer = Answer { skipped, ..Answer::default() };
         assert_eq!(world.scheduler.answered(worker, seq, answer, world.now), Err(Violation));
     }
+}
+
+/// A world of one worker without a page that is at a task, with so many sent behind it.
+fn far_world(behind: usize) -> (World, WorkerKey, Vec<TaskKey>) {
+    let mut world = World::new(1, 0, u64::MAX);
+    world.pageless = Pageless::All;
+    submit(&mut world);
+    world.apply(&Event::Ready(0));
+    for _ in 0..50 {
+        world.apply(&Event::Step(0));
+        world.apply(&Event::Step(0));
+        submit(&mut world);
+    }
+    let worker = *world.workers.keys().next().unwrap();
+    world.apply(&Event::Step(0));
+    let tasks = (0..behind).map(|_| submit(&mut world)).collect();
+    assert!(world.workers[&worker].begun.is_some());
+    assert_eq!(world.workers[&worker].inbox.len(), behind, "no pipelining");
+    (world, worker, tasks)
+}
+
+#[test]
+fn a_worker_without_a_page_is_asked_for_what_waits_behind_a_long_task() {
+    let (mut world, worker, _) = far_world(5);
+    world.now += 3 * MILLISECOND;
+    world.scheduler.tick(world.now, &world.pages);
+    world.act();
+    assert_eq!(world.workers[&worker].calls.len(), 5);
+    for _ in 0..5 {
+        world.apply(&Event::Heed(0));
+    }
+    assert!(world.workers[&worker].inbox.is_empty());
+    // In the order in which they were submitted they go to whoever is free.
+    world.apply(&Event::Step(0));
+    let next = world.workers[&worker].inbox[0].1;
+    assert_eq!(world.scheduler.counts(&world.pages).queued, 5);
+    assert_eq!(next.id, world.open.iter().copied().min().unwrap());
+}
+
+#[test]
+fn what_a_dead_worker_without_a_page_had_not_begun_runs_elsewhere_unless_that_is_unknown() {
+    for is_lost in [false, true] {
+        let (mut world, _, _) = far_world(5);
+        world.apply(&if is_lost { Event::Lose(0) } else { Event::Crash(0) });
+        assert_eq!(world.open.len(), if is_lost { 0 } else { 5 });
+        world.finish();
+    }
+}
+
+#[test]
+fn a_worker_without_a_page_is_not_killed_for_a_cancelled_task_before_it_comes_to_it() {
+    let (mut world, worker, tasks) = far_world(2);
+    world.scheduler.cancel(tasks[0], Verdict::Cancelled, world.now, &world.pages);
+    world.act();
+    wait_half_a_minute(&mut world);
+    assert_eq!(world.workers[&worker].life, Life::Ready);
+    // It comes to it before it hears of that.
+    world.apply(&Event::Step(0));
+    world.apply(&Event::Step(0));
+    world.now += 6 * MILLISECOND;
+    world.scheduler.tick(world.now, &world.pages);
+    world.act();
+    assert_eq!(world.workers[&worker].life, Life::Killed);
+}
+
+#[test]
+fn a_worker_without_a_page_may_not_leave_what_it_was_not_asked_for() {
+    let (mut world, worker, _) = far_world(2);
+    let skipped = Answer { skipped: true, ..Answer::default() };
+    let first = world.scheduler.first_in_pipeline(worker);
+    for seq in [first, first + 1, first + 2, first + 3, 0] {
+        assert_eq!(world.scheduler.answered(worker, seq, skipped, world.now), Err(Violation));
+    }
+    world.now += 3 * MILLISECOND;
+    world.scheduler.tick(world.now, &world.pages);
+    world.act();
+    assert_eq!(world.scheduler.answered(worker, first + 1, skipped, world.now), Ok(None));
+    assert_eq!(world.scheduler.answered(worker, first + 1, skipped, world.now), Err(Violation));
 }

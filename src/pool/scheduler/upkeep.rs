@@ -3,7 +3,8 @@
 use super::queue::Entry;
 use super::slot::{Fate, Loss, Phase, STALL, Slot, UNRESPONSIVE};
 use super::{
-    Action, CLOSE_LIMIT, Departure, Kill, Ledger, Nanos, Place, Scheduler, Stage, TaskKey, Verdict, WorkerKey,
+    Action, CLOSE_LIMIT, Departure, Kill, Ledger, Nanos, Place, Scheduler, Stage, TaskKey, Verdict,
+    Violation, WorkerKey,
 };
 use crate::task::PoolError;
 
@@ -113,16 +114,61 @@ impl<T> Scheduler<T> {
     pub(super) fn take_back_behind(&mut self, worker: WorkerKey, seq: u64, ledger: &dyn Ledger) {
         // From the back, so that each goes to the head of the queue and the order stays.
         for at in (1..self.slots[worker].sent.len()).rev() {
-            let sent = &mut self.slots[worker].sent[at];
+            let slot = &mut self.slots[worker];
+            let is_asked = !slot.has_page && slot.phase != Phase::Dying;
+            let sent = &mut slot.sent[at];
             if sent.seq <= seq {
                 return;
             }
-            if sent.fate == Fate::Open && ledger.take_back(worker, sent.seq) {
+            if sent.fate != Fate::Open {
+                continue;
+            }
+            if ledger.take_back(worker, sent.seq) {
                 sent.fate = Fate::TakenBack;
                 let task = sent.task;
                 self.put_back(task);
+            } else if is_asked && !std::mem::replace(&mut sent.is_recalled, true) {
+                let seq = sent.seq;
+                self.actions.push(Action::Recall { worker, seq });
             }
         }
+    }
+
+    /// A worker without a page has left a task that it was asked for, and will not begin it.
+    ///
+    /// # Errors
+    /// [`Violation`] if it was not asked for it.
+    pub(super) fn skipped(&mut self, worker: WorkerKey, seq: u64, now: Nanos) -> Result<(), Violation> {
+        let slot = &mut self.slots[worker];
+        let was_busy = slot.is_busy();
+        let sent = slot.get_mut(seq).filter(|sent| sent.is_recalled && sent.fate != Fate::Skipped);
+        let sent = sent.ok_or(Violation)?;
+        let (fate, task) = (std::mem::replace(&mut sent.fate, Fate::Skipped), sent.task);
+        let is_first = slot.sent.front().is_some_and(|head| head.fate == Fate::Skipped);
+        if is_first {
+            slot.drop_skipped();
+            slot.new_head(now);
+        }
+        if slot.phase != Phase::Dying && slot.kill_unless == seq {
+            slot.kill_at = Nanos::MAX;
+        }
+        slot.tasks_left = slot.tasks_left.saturating_add(1);
+        self.in_flight -= 1;
+        self.busy -= usize::from(was_busy && !slot.is_busy());
+        self.abandoned -= usize::from(fate == Fate::Abandoned);
+        // One whose time ran out is resolved when the worker is dead; it was killed for it.
+        match fate {
+            Fate::Open => self.put_back(task),
+            Fate::TimedOut => self.retry_or_resolve(task, fate),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Ends a cancelled task that has begun, if it does not end by itself, and lets nobody wait for that.
+    pub(super) fn end_cancelled(&mut self, worker: WorkerKey, seq: u64, now: Nanos, ledger: &dyn Ledger) {
+        self.kill_at(worker, now.saturating_add(self.config.cancel_grace), seq);
+        self.take_back_behind(worker, seq, ledger);
     }
 
     pub(super) fn set_fate(&mut self, worker: WorkerKey, seq: u64, fate: Fate) {
@@ -468,7 +514,7 @@ impl<T> Scheduler<T> {
         }
         let waited = now.saturating_sub(slot.head_since);
         slot.take_at_least(waited);
-        if ledger.began_at(worker, head.seq).is_some() || !slot.has_page {
+        if ledger.began_at(worker, head.seq).is_some() {
             slot.stall_at = Nanos::MAX;
             return self.take_back_behind(worker, head.seq, ledger);
         }
@@ -477,8 +523,9 @@ impl<T> Scheduler<T> {
         if silent >= UNRESPONSIVE {
             self.kill(worker, Kill::Unresponsive);
         }
-        // It may just not have got a processor yet; but whoever has one may as well begin.
-        if silent >= 4 * STALL {
+        // It may just not have got a processor yet; but whoever has one may as well begin. Without a
+        // page it is not said at once that a task has begun, so the first one stays where it is.
+        if silent >= 4 * STALL && (self.slots[worker].has_page || silent >= UNRESPONSIVE) {
             let loss = if silent >= UNRESPONSIVE { Loss::Death } else { Loss::Stall };
             self.take_back_all(worker, loss, ledger);
         } else {

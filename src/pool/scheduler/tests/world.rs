@@ -10,7 +10,41 @@ pub(super) const MILLISECOND: Nanos = 1_000_000;
 
 /// What the memory that is shared with workers would show.
 #[derive(Default)]
-pub(super) struct Pages(pub(super) RefCell<HashMap<(WorkerKey, u64), Page>>);
+pub(super) struct Pages(
+    pub(super) RefCell<HashMap<(WorkerKey, u64), Page>>,
+    RefCell<HashMap<WorkerKey, Far>>,
+);
+
+/// A worker without a page, as it is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Far {
+    /// It says when a task begins, or does not.
+    Alive { tells: bool },
+    /// What it had begun is known.
+    Dead,
+    /// Nothing is known of it.
+    Lost,
+}
+
+/// Which workers have no page.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Pageless {
+    None,
+    Odd,
+    All,
+    /// And none tells when a task begins.
+    AllSilent,
+}
+
+impl Pageless {
+    fn has(self, worker: WorkerKey) -> bool {
+        match self {
+            Pageless::None => false,
+            Pageless::Odd => worker % 2 == 1,
+            Pageless::All | Pageless::AllSilent => true,
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Page {
@@ -26,6 +60,9 @@ impl Ledger for Pages {
     }
 
     fn take_back(&self, worker: WorkerKey, seq: u64) -> bool {
+        if let Some(Far::Alive { .. } | Far::Lost) = self.1.borrow().get(&worker) {
+            return false;
+        }
         let mut pages = self.0.borrow_mut();
         let page = pages.get_mut(&(worker, seq)).filter(|page| **page == Page::Offered);
         page.map(|page| *page = Page::TakenBack).is_some()
@@ -40,6 +77,9 @@ impl Ledger for Pages {
     }
 
     fn began_at(&self, worker: WorkerKey, seq: u64) -> Option<Nanos> {
+        if let Some(Far::Alive { tells: false }) = self.1.borrow().get(&worker) {
+            return None;
+        }
         match self.0.borrow().get(&(worker, seq)) {
             Some(Page::Begun(at) | Page::Finished(at)) => Some(*at),
             _ => None,
@@ -62,6 +102,8 @@ pub(super) struct FakeWorker {
     pub(super) life: Life,
     pub(super) inbox: VecDeque<(u64, TaskKey)>,
     pub(super) begun: Option<(u64, TaskKey)>,
+    /// Without a page: what it was asked to leave, or was cancelled, and has not heard of.
+    pub(super) calls: VecDeque<u64>,
 }
 
 impl FakeWorker {
@@ -83,16 +125,25 @@ pub(super) struct World {
     pub(super) open: HashSet<u64>,
     pub(super) next_id: u64,
     pub(super) terminated: bool,
+    pub(super) pageless: Pageless,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    Submit { priority: u8, timeout: Option<u8>, retries: u8 },
+    Submit {
+        priority: u8,
+        timeout: Option<u8>,
+        retries: u8,
+    },
     Cancel(u8),
     Ready(u8),
     StartFails(u8),
     Step(u8),
     Crash(u8),
+    /// A worker without a page hears a call.
+    Heed(u8),
+    /// A worker is gone, and if it had no page, nobody knows what it had begun.
+    Lose(u8),
     Advance(u16),
     WarmUp,
     Drain,
@@ -108,6 +159,8 @@ pub(super) fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => any::<u8>().prop_map(Event::StartFails),
         12 => any::<u8>().prop_map(Event::Step),
         2 => any::<u8>().prop_map(Event::Crash),
+        6 => any::<u8>().prop_map(Event::Heed),
+        1 => any::<u8>().prop_map(Event::Lose),
         4 => (0u16..4000).prop_map(Event::Advance),
         1 => Just(Event::WarmUp),
     ];
@@ -144,6 +197,7 @@ impl World {
             open: HashSet::new(),
             next_id: 1,
             terminated: false,
+            pageless: Pageless::None,
         };
         world.scheduler.open(world.now, &world.pages);
         world.act();
@@ -159,9 +213,11 @@ impl World {
                     self.scheduler.cancel(self.keys[&id], Verdict::Cancelled, self.now, &self.pages);
                 }
             }
-            Event::Ready(at) => self.with_worker(at, Life::Starting, |world, worker| {
-                world.workers.get_mut(&worker).unwrap().life = Life::Ready;
-                world.scheduler.worker_ready(worker, true, world.now, &world.pages);
+            Event::Ready(at) => self.with_worker(at, Life::Starting, World::get_ready),
+            Event::Heed(at) => self.with_worker(at, Life::Ready, World::heed),
+            Event::Lose(at) => self.with_worker(at, Life::Ready, |world, worker| {
+                world.pages.1.borrow_mut().entry(worker).and_modify(|far| *far = Far::Lost);
+                world.bury(worker);
             }),
             Event::StartFails(at) => {
                 self.with_worker(at, Life::Starting, |world, worker| world.fail_start(worker))
@@ -206,11 +262,33 @@ impl World {
         self.scheduler.start_failed(worker, cause, self.now, &self.pages);
     }
 
+    pub(super) fn get_ready(&mut self, key: WorkerKey) {
+        self.workers.get_mut(&key).unwrap().life = Life::Ready;
+        let is_pageless = self.pageless.has(key);
+        if is_pageless {
+            let far = Far::Alive { tells: self.pageless != Pageless::AllSilent };
+            self.pages.1.borrow_mut().insert(key, far);
+        }
+        self.scheduler.worker_ready(key, !is_pageless, self.now, &self.pages);
+    }
+
+    /// The worker leaves a task if it has not begun it.
+    pub(super) fn heed(&mut self, key: WorkerKey) {
+        let worker = self.workers.get_mut(&key).unwrap();
+        let Some(call) = worker.calls.pop_front().filter(|_| self.pageless.has(key)) else { return };
+        if let Some(at) = worker.inbox.iter().position(|(seq, _)| *seq == call) {
+            worker.inbox.remove(at);
+            let answer = Answer { skipped: true, ..Answer::default() };
+            assert_eq!(self.scheduler.answered(key, call, answer, self.now), Ok(None));
+            self.scheduler.answers_end(key, self.now, &self.pages);
+        }
+    }
+
     /// The worker ends the task that it runs, or begins the next, as a real one would.
     pub(super) fn step(&mut self, key: WorkerKey) {
         let worker = self.workers.get_mut(&key).unwrap();
         if let Some((seq, task)) = worker.begun.take() {
-            let answer = Answer { is_value: true, ..Answer::default() };
+            let answer = Answer { is_value: true, ran: 1000, ..Answer::default() };
             let resolved = self.scheduler.answered(key, seq, answer, self.now).unwrap();
             if let Some((id, _)) = resolved {
                 assert_eq!(id, task.id);
@@ -235,7 +313,14 @@ impl World {
 
     pub(super) fn bury(&mut self, worker: WorkerKey) {
         let life = self.workers.remove(&worker).map(|worker| worker.life);
+        let alive = |far: &mut Far| {
+            if let Far::Alive { .. } = far {
+                *far = Far::Dead;
+            }
+        };
+        self.pages.1.borrow_mut().entry(worker).and_modify(alive);
         let departure = self.scheduler.worker_gone(worker, "it died", self.now, &self.pages);
+        self.pages.1.borrow_mut().remove(&worker);
         match life {
             Some(Life::Ready) => assert_eq!(departure, Departure::Died),
             Some(Life::Closing) => assert!(!departure.is_death(), "{departure:?}"),
@@ -249,7 +334,12 @@ impl World {
             match action {
                 Action::GivenUp(_) => {}
                 Action::Start(key) => {
-                    let worker = FakeWorker { life: Life::Starting, inbox: VecDeque::new(), begun: None };
+                    let worker = FakeWorker {
+                        life: Life::Starting,
+                        inbox: VecDeque::new(),
+                        begun: None,
+                        calls: VecDeque::new(),
+                    };
                     assert!(self.workers.insert(key, worker).is_none());
                 }
                 Action::Send { worker, seq, task } => {
@@ -279,7 +369,12 @@ impl World {
                     assert!(!self.terminated && self.workers.is_empty() && self.open.is_empty());
                     self.terminated = true;
                 }
-                Action::Cancel { .. } | Action::Retry { .. } | Action::WarmedUp(_) => {}
+                Action::Cancel { worker, seq } | Action::Recall { worker, seq } => {
+                    if let Some(worker) = self.workers.get_mut(&worker) {
+                        worker.calls.push_back(seq);
+                    }
+                }
+                Action::Retry { .. } | Action::WarmedUp(_) => {}
             }
         }
     }
@@ -328,11 +423,13 @@ impl World {
             keys.sort_unstable();
             for key in keys {
                 match self.workers.get(&key).map(|worker| worker.life) {
-                    Some(Life::Starting) => {
-                        self.workers.get_mut(&key).unwrap().life = Life::Ready;
-                        self.scheduler.worker_ready(key, true, self.now, &self.pages);
+                    Some(Life::Starting) => self.get_ready(key),
+                    Some(Life::Ready) => {
+                        if self.pageless.has(key) {
+                            self.heed(key);
+                        }
+                        self.step(key);
                     }
-                    Some(Life::Ready) => self.step(key),
                     Some(Life::Closing | Life::Killed) => self.bury(key),
                     None => {}
                 }
