@@ -108,7 +108,7 @@ fn parse_workers(value: Option<OsString>) -> anyhow::Result<NonZeroUsize> {
 }
 
 /// Cargo's registry sources if there are any, else this project.
-fn default_root() -> PathBuf {
+pub(crate) fn default_root() -> PathBuf {
     env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")))
@@ -117,14 +117,14 @@ fn default_root() -> PathBuf {
 }
 
 #[derive(Default)]
-struct Totals {
+pub(crate) struct Totals {
     files: u64,
     bytes: u64,
     errors: u64,
 }
 
 /// Every regular file at or below the roots, in the order of their names.
-fn find_files(roots: &[PathBuf], totals: &mut Totals) -> Vec<PathBuf> {
+pub(crate) fn find_files(roots: &[PathBuf], totals: &mut Totals) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut report = |problem: String| {
         eprintln!("checksums: {problem}");
@@ -145,7 +145,7 @@ fn find_files(roots: &[PathBuf], totals: &mut Totals) -> Vec<PathBuf> {
 }
 
 /// Hashes the files in the pool and reports each result, in the order of `files`.
-async fn hash_files(
+pub(crate) async fn hash_files(
     pool: &ProcessPool,
     files: &[PathBuf],
     list: bool,
@@ -240,7 +240,7 @@ fn list_line(hex: &str, path: &Path) -> Vec<u8> {
     line
 }
 
-fn summary(totals: &Totals, took: Duration, workers: usize) -> String {
+pub(crate) fn summary(totals: &Totals, took: Duration, workers: usize) -> String {
     let seconds = took.as_secs_f64();
     let speed = totals.bytes as f64 / f64::from(1 << 20) / seconds;
     let mut text = format!(

@@ -77,7 +77,24 @@ impl Given for StartMethod {
 /// Two workers at most, and the given start method.
 impl Given for Builder {
     fn given(method: StartMethod) -> Self {
-        ProcessPool::builder().start_method(method).workers(2)
+        let builder = ProcessPool::builder().start_method(method).workers(2);
+        #[cfg(feature = "remote")]
+        let builder = elsewhere(builder);
+        builder
+    }
+}
+
+/// With `PROCESSION_TEST_LAUNCHER`, workers are started by a launcher: what tests expect of a pool, they
+/// expect wherever its workers are.
+#[cfg(feature = "remote")]
+fn elsewhere(builder: Builder) -> Builder {
+    use procession::Launcher;
+    let launcher = Launcher::command(["env"]).bind(([127, 0, 0, 1], 0).into());
+    match std::env::var("PROCESSION_TEST_LAUNCHER").as_deref() {
+        Ok("tcp") => builder.launcher(launcher),
+        Ok("stdio") => builder.launcher(launcher.over_stdio(true)),
+        Ok("tls") => builder.launcher(launcher.encrypted(true)),
+        _ => builder,
     }
 }
 

@@ -1,0 +1,56 @@
+//! The example that brings its cluster along.
+
+use super::servers::{Missing, find};
+use super::stage::skip;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Where cargo puts the examples: beside the directory that this test was built into.
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().join("examples").join(name)
+}
+
+#[test]
+fn the_checksum_job_runs_on_both_nodes() {
+    let missing = ["munged", "slurmctld", "slurmd", "srun"].iter().find_map(|name| find(name).err());
+    if let Some(Missing(why)) = missing {
+        return skip(&why);
+    }
+    super::common::alone(|| {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+        let output = Command::new(example("cluster")).arg(folder).output().unwrap();
+        let (stdout, stderr) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{stderr}");
+        assert!(stderr.contains("on: n1 n1 n2 n2"), "{stderr}");
+        let files = walkdir::WalkDir::new(folder)
+            .into_iter()
+            .filter(|entry| entry.as_ref().unwrap().file_type().is_file());
+        let expected = format!("files: {}, ", files.count());
+        assert!(stdout.starts_with(&expected) && stdout.contains("workers: 4"), "{stdout}");
+    });
+}
+
+/// The pool's steps share what the program was given, rather than wait for each other.
+#[test]
+fn a_program_in_an_allocation_has_its_workers_there() {
+    if let Err(Missing(why)) = find("salloc") {
+        return skip(&why);
+    }
+    super::common::alone(|| {
+        let cluster = match super::slurm::Cluster::start() {
+            Ok(cluster) => cluster,
+            Err(Missing(why)) => return skip(&why),
+        };
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+        let mut command = Command::new("salloc");
+        command.args(["--nodes=2", "--ntasks=4"]).arg(example("cluster")).args(["--existing", folder]);
+        let output = command.env("SLURM_CONF", cluster.config()).output().unwrap();
+        let (stdout, stderr) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{stderr}");
+        assert!(stderr.contains("4 workers in") && stdout.contains("workers: 4"), "{stdout}{stderr}");
+        assert!(cluster.ask("squeue", &["--noheader"]).is_empty());
+    });
+}
