@@ -7,6 +7,7 @@
 //! cargo bench --bench peers -- --quick             # the same with little work, under a minute
 //! cargo bench --bench peers -- throughput echo     # only the measures whose names hold a word
 //! cargo bench --bench peers -- --scaling scaling   # how costs grow with workers, queue, payload
+//! cargo bench --bench peers --features remote-tls -- remote    # workers behind a connection
 //! cargo bench --bench peers -- --plots             # also draws what it measured into docs/
 //! ```
 //!
@@ -29,6 +30,8 @@ mod peers {
     pub(super) mod options;
     pub(super) mod pipe_echo;
     pub(super) mod python;
+    #[cfg(feature = "remote")]
+    pub(super) mod remote;
     pub(super) mod report;
     pub(super) mod roles;
     pub(super) mod scaling;
@@ -49,7 +52,7 @@ use std::process::ExitCode;
 type Measure = fn(&Bench) -> anyhow::Result<()>;
 
 /// Under the names that a filter word is looked for in.
-const MEASURES: [(&str, Measure); 10] = [
+const MEASURES: &[(&str, Measure)] = &[
     ("throughput", throughput::measure),
     ("latency", latency::measure),
     ("echo", echo::measure),
@@ -59,6 +62,8 @@ const MEASURES: [(&str, Measure); 10] = [
     ("speedup", speedup::measure),
     ("queue-memory", memory::measure_queue),
     ("idle-memory", memory::measure_idle),
+    #[cfg(feature = "remote")]
+    ("remote", peers::remote::measure),
     ("scaling", scaling::measure),
 ];
 
@@ -81,7 +86,7 @@ fn run() -> anyhow::Result<()> {
         println!("{HELP}");
         return Ok(());
     };
-    let wanted: Vec<_> = MEASURES.into_iter().filter(|(name, _)| options.wants(name)).collect();
+    let wanted: Vec<_> = MEASURES.iter().filter(|(name, _)| options.wants(name)).collect();
     anyhow::ensure!(!wanted.is_empty(), "no measure is called so; `--help` lists them");
     let bench = Bench::new(options)?;
     bench.report.open(&bench.setting())?;

@@ -6,7 +6,8 @@ pub(crate) const HELP: &str = "\
 usage: cargo bench --bench peers -- [--quick] [--scaling] [--plots] [WORD]...
 
   WORD        run only the measures whose names hold one of the words: throughput, latency,
-              echo, map, crash, start, speedup, queue-memory, idle-memory, scaling
+              echo, map, crash, start, speedup, queue-memory, idle-memory, scaling; with the feature `remote`
+              also remote
   --quick     little work and few rounds: to try it out, not to quote from
   --scaling   also measure how costs grow with workers, queue and payload
   --plots     draw what was measured into docs/, as SVG

@@ -21,8 +21,13 @@ const HEAD: usize = 4;
 
 /// The other process: answers frames until there are no more.
 pub(crate) fn answer() -> io::Result<()> {
-    let mut requests = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut answers = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let requests = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let answers = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    answer_frames(requests, answers)
+}
+
+/// The same over whatever connects the two.
+pub(crate) fn answer_frames(mut requests: impl Read, mut answers: impl Write) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 16];
     let mut filled = 0;
     loop {

@@ -20,6 +20,8 @@ pub(crate) fn told() -> Option<String> {
 pub(crate) fn play(role: &str) -> anyhow::Result<()> {
     match *role.split(' ').collect::<Vec<_>>() {
         ["pipe-echo"] => Ok(pipe_echo::answer()?),
+        #[cfg(feature = "remote")]
+        ["tcp-echo", address] => Ok(super::remote::answer(address)?),
         ["shared-echo", path, room, copies] => {
             Ok(shared_echo::answer(path.as_ref(), room.parse()?, copies.parse()?)?)
         }
@@ -65,7 +67,7 @@ fn blocking(pipe: OwnedFd) -> Stdio {
 
 /// Kills and reaps a process when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Ended(Child);
+pub(crate) struct Ended(pub(crate) Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {

@@ -123,7 +123,7 @@ where
 
 fn per_second(load: Load, begin: Instant, sum: u64) -> anyhow::Result<Figures> {
     let seconds = begin.elapsed().as_secs_f64();
-    ensure!(sum == (0..load.tasks).sum(), "results are missing or wrong");
+    ensure!(sum == (0..load.tasks).sum::<u64>(), "results are missing or wrong");
     Ok(vec![load.tasks as f64 / seconds])
 }
 
