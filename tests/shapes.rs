@@ -82,7 +82,7 @@ fn eight(a: u8, b: u16, c: char, d: bool, e: String, f: f32, g: Option<u8>, h: (
 
 async fn functions_of_zero_to_eight_arguments(builder: Builder) {
     let pool = builder.build().unwrap();
-    gives!(pool, nought, (), vec![]);
+    gives!(pool, nought, (), Vec::<u8>::new());
     gives!(pool, one, 1, vec![1]);
     gives!(pool, two, (1, 2), vec![1, 2]);
     gives!(pool, three, (1, 2, 3), vec![1, 2, 3]);

@@ -220,7 +220,13 @@ impl Bench {
         match self.page {
             Some(page) if page.begin(seq, began) => {}
             Some(_) => return self.replies.send(&Reply::Skipped { seq }, &[]),
-            None => self.board.iter().for_each(|board| board.begin(seq, began)),
+            None => {
+                self.board.iter().for_each(|board| board.begin(seq, began));
+                // The pool takes no items of what it does not know to have begun.
+                if run.window.is_some() {
+                    self.replies.send(&Reply::Began { seq }, &[]);
+                }
+            }
         }
         self.seq.set(seq);
         self.has_timeout.set(run.timeout.is_some());

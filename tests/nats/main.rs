@@ -1,7 +1,7 @@
 //! Pools whose tasks are run by agents, against a real NATS server on loopback.
 //!
 //! Each test starts a server of its own and checks in the end that nothing is left in it: no task, no
-//! object. Where there is no `nats-server` and it cannot be installed, the tests say so and pass; with
+//! object. They are played where `PROCESSION_SERVERS` is set. Where there is no `nats-server` and it cannot be installed, the tests say so and pass; with
 //! `PROCESSION_NATS_REQUIRED` in the environment they fail.
 
 #![cfg(all(target_os = "linux", feature = "auto-init"))]

@@ -14,6 +14,9 @@ use tokio::process::{Child, Command};
 /// The server's program, or why there is none.
 fn program() -> Result<PathBuf, String> {
     static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    if std::env::var_os("PROCESSION_SERVERS").is_none() {
+        return Err("tests with servers are run where PROCESSION_SERVERS is set".into());
+    }
     PROGRAM.get_or_init(|| find().or_else(|| install().then(find)?).ok_or_else(why_not)).clone()
 }
 

@@ -1,7 +1,7 @@
 //! The example that brings its cluster along.
 
 use super::servers::{Missing, find};
-use super::stage::skip;
+use super::stage::{asked_for, skip};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -14,6 +14,7 @@ fn example(name: &str) -> PathBuf {
 #[test]
 fn the_checksum_job_runs_on_both_nodes() {
     let missing = ["munged", "slurmctld", "slurmd", "srun"].iter().find_map(|name| find(name).err());
+    let missing = asked_for().err().or(missing);
     if let Some(Missing(why)) = missing {
         return skip(&why);
     }
@@ -35,7 +36,7 @@ fn the_checksum_job_runs_on_both_nodes() {
 /// The pool's steps share what the program was given, rather than wait for each other.
 #[test]
 fn a_program_in_an_allocation_has_its_workers_there() {
-    if let Err(Missing(why)) = find("salloc") {
+    if let Err(Missing(why)) = asked_for().and_then(|()| find("salloc")) {
         return skip(&why);
     }
     super::common::alone(|| {

@@ -2,7 +2,7 @@
 //! test starts for itself, on loopback and in a directory of its own.
 //!
 //! A test is an `async fn` of a [`Stage`]; [`ways!`] makes one test of it for each way that it is to be
-//! played on. Where a server is not installed its tests say so and pass, unless
+//! played on. Those with servers are played where `PROCESSION_SERVERS` is set. Where a server is not installed its tests say so and pass, unless
 //! `PROCESSION_TEST_SKIPS_NOTHING` is set.
 
 #![cfg(all(target_os = "linux", feature = "auto-init"))]

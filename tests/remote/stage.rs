@@ -34,6 +34,10 @@ pub struct Stage {
 
 impl Stage {
     fn open(way: Way) -> Result<Stage, Missing> {
+        let is_here = matches!(way, Way::command | Way::command_stdio | Way::command_tls);
+        if !is_here {
+            asked_for()?;
+        }
         let host = match way {
             Way::slurm | Way::slurm_stdio => Host::Slurm(Cluster::start()?),
             Way::ssh | Way::ssh_stdio | Way::ssh_tls => Host::Ssh(Sshd::start()?),
@@ -85,6 +89,12 @@ pub fn launcher_of(way: &str, details: Vec<String>) -> Launcher {
     };
     let launcher = launcher.bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0));
     launcher.over_stdio(way.ends_with("_stdio")).encrypted(way.ends_with("_tls"))
+}
+
+/// Whether tests with servers are to be played.
+pub fn asked_for() -> Result<(), Missing> {
+    let asked = std::env::var_os("PROCESSION_SERVERS").map(drop);
+    asked.ok_or_else(|| Missing("tests with servers are run where PROCESSION_SERVERS is set".into()))
 }
 
 /// Says that a test is skipped, unless none may be.
