@@ -26,6 +26,9 @@
 //! | `auto-init` | on by default: workers are entered before `main`, so that programs need no call of [`init`] |
 //! | `log` | the log records of tasks arrive at the program's logger |
 //! | `metrics` | counters, gauges and histograms of each pool, for recorders of the [`metrics`] facade |
+//! | `nats` | `Builder::nats` and `nats::Agent`: tasks are pulled from a queue by agents on other machines |
+//! | `remote` | `Builder::launcher`: workers on other machines, through Slurm, ssh or any other command |
+//! | `remote-tls` | the same, encrypted, and both ends proven by certificates |
 //! | `tower` | `ProcessPool::service`: a function as a `tower::Service`, whose readiness is room in the queue |
 //! | `tracing` | a task runs inside the span that submitted it: its spans and events arrive at the program's subscriber |
 //!
