@@ -44,6 +44,11 @@ fn errors_are_plain_data() {
     is_plain::<procession::PoolStats>();
     is_plain::<procession::WorkerInfo>();
     is_plain::<procession::worker::TaskContext>();
+    fn is_shared<T: std::fmt::Debug + Send + Sync + Unpin + 'static>() {}
+    is_shared::<procession::TaskHandle<u8>>();
+    is_shared::<procession::TaskStream<u8>>();
+    is_shared::<procession::ProgressWatch>();
+    is_shared::<procession::Canceller>();
     is_error::<TaskError>();
     is_error::<PoolError>();
 }

@@ -5,11 +5,15 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use common::{Meeting, attend, attend_async, eventually};
 use futures::StreamExt;
-use metrics::Unit;
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+};
 use metrics_util::MetricKind;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use procession::{Builder, PoolStats, ProcessPool, TaskError};
@@ -21,6 +25,8 @@ both! {
     recycled_and_idle_workers_are_no_deaths,
     retries_and_restarts_are_counted,
     chunks_of_a_map_are_tasks,
+    results_of_streams_count_with_their_bytes,
+    a_recorder_that_panics_and_calls_back_takes_nobody_along,
     gauges_tell_what_waits_and_runs,
     sync gauges_of_a_lost_runtime_are_zero,
 }
@@ -259,6 +265,84 @@ async fn chunks_of_a_map_are_tasks(builder: Builder) {
     watch.expect("tasks_total", &[("succeeded", stats.submitted())]);
     assert!(stats.submitted() <= 1000);
     assert!(watch.counter("task_argument_bytes_total") >= 1000);
+    assert!(watch.counter("task_result_bytes_total") >= 1000);
+}
+
+async fn results_of_streams_count_with_their_bytes(builder: Builder) {
+    let (pool, mut watch) = Watch::of(builder);
+    let items = pool.stream(|n: usize| (0..n).map(|_| vec![7_u8; 1000]), 10);
+    assert_eq!(items.count().await, 10);
+    let _ = watch.end(&pool, 0).await;
+    assert!((10_000..11_000).contains(&watch.counter("task_result_bytes_total")));
+}
+
+/// What a recorder may do at its worst.
+struct Unruly {
+    pool: OnceLock<ProcessPool>,
+    calls: AtomicUsize,
+}
+
+impl CounterFn for Unruly {
+    fn increment(&self, _: u64) {
+        panic!("a counter that panics");
+    }
+
+    fn absolute(&self, _: u64) {}
+}
+
+impl GaugeFn for Unruly {
+    fn increment(&self, _: f64) {
+        if self.calls.fetch_add(1, Ordering::Relaxed) == 10
+            && let Some(pool) = self.pool.get()
+        {
+            pool.submit(double, 1).detach();
+        }
+    }
+
+    fn decrement(&self, _: f64) {}
+
+    fn set(&self, _: f64) {}
+}
+
+struct UnrulyRecorder(Arc<Unruly>);
+
+impl Recorder for UnrulyRecorder {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        if key.name() == "procession_tasks_total" && key.labels().any(|label| label.value() == "succeeded") {
+            Counter::from_arc(self.0.clone())
+        } else {
+            Counter::noop()
+        }
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.0.clone())
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+async fn a_recorder_that_panics_and_calls_back_takes_nobody_along(builder: Builder) {
+    let unruly = Arc::new(Unruly { pool: OnceLock::new(), calls: AtomicUsize::new(0) });
+    let recorder = UnrulyRecorder(unruly.clone());
+    let pool = metrics::with_local_recorder(&recorder, || builder.build()).unwrap();
+    assert!(unruly.pool.set(pool.clone()).is_ok());
+    for n in 0..20 {
+        assert_eq!(pool.submit(double, n).await.unwrap(), 2 * n);
+    }
+    pool.shutdown().await;
+    assert_eq!(pool.stats().succeeded(), 21);
+    assert!(pool.is_shut_down());
+    // It holds the pool, which holds it.
+    std::mem::forget(unruly);
 }
 
 async fn gauges_tell_what_waits_and_runs(builder: Builder) {

@@ -83,6 +83,13 @@ pub(super) struct Parts {
     pub(super) bytes: Vec<u8>,
 }
 
+impl Parts {
+    /// The size of the results alone: each stands behind its length and the byte that says what it is.
+    fn size(&self) -> usize {
+        self.bytes.len().saturating_sub(self.count * 5)
+    }
+}
+
 impl Extra {
     pub(super) fn new(
         name: Option<String>,
@@ -243,10 +250,11 @@ impl Cell {
         let mut slot = self.slot();
         match &mut *slot {
             Slot::Waiting { waker, .. } => {
-                match waker {
-                    Some(waker) => waker.clone_from(context.waker()),
-                    None => *waker = Some(context.waker().clone()),
-                }
+                let is_known = waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
+                let old = if is_known { None } else { waker.replace(context.waker().clone()) };
+                // Dropping a waker runs foreign code.
+                drop(slot);
+                drop(old);
                 Poll::Pending
             }
             Slot::Done(_) => match std::mem::replace(&mut *slot, Slot::Taken) {
@@ -281,6 +289,15 @@ impl Cell {
         parts.bytes.extend_from_slice(&(part.len() as u32).to_le_bytes());
         parts.bytes.extend_from_slice(part);
         true
+    }
+
+    /// The size of what it has given, with this outcome.
+    pub(super) fn bytes_out(&self, outcome: &Outcome) -> usize {
+        match self.extra.as_deref() {
+            Some(extra) if extra.items > 0 => lock(&extra.parts).size(),
+            Some(Extra { inflow: Some(inflow), .. }) => inflow.total() as usize,
+            _ => outcome.bytes(),
+        }
     }
 
     pub(super) fn take_parts(&self) -> Parts {

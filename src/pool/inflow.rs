@@ -2,7 +2,7 @@
 
 use super::scheduler::Violation;
 use crate::task::{CodecStage, Fault, TaskError, decode};
-use crate::wire::STREAM_BYTES;
+use crate::wire::{ITEM_COST, STREAM_BYTES};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,9 @@ use std::task::{Context, Waker};
 
 /// The longest fault that may stand in an item's place: what the head of a frame may have.
 const MAX_FAULT: u64 = 6 << 20;
+
+/// Items up to this size are copied out of the buffer that they came in.
+const COPIED: usize = 64 * 1024;
 
 /// An item as it has arrived.
 #[derive(Debug)]
@@ -51,6 +54,8 @@ struct State {
     taken: Grant,
     /// How many items were ever taken.
     takes: u64,
+    /// How many bytes have ever arrived.
+    total: u64,
     waker: Option<Waker>,
 }
 
@@ -62,6 +67,7 @@ impl State {
             bytes_left: STREAM_BYTES as i64,
             taken: Grant::default(),
             takes: 0,
+            total: 0,
             waker: None,
         }
     }
@@ -92,12 +98,15 @@ impl Inflow {
     /// [`Violation`] if there was no room for it.
     pub(super) fn add(&self, is_fault: bool, body: Bytes) -> Result<Option<Waker>, Violation> {
         let length = body.len() as u64;
+        // A short one is not to keep the buffer that it came in.
+        let body = if body.len() <= COPIED { Bytes::copy_from_slice(&body) } else { body };
         let mut state = self.lock();
         if !state.may_come() || length > if is_fault { MAX_FAULT } else { self.max_item } {
             return Err(Violation);
         }
         state.items_left -= 1;
-        state.bytes_left = state.bytes_left.saturating_sub_unsigned(length);
+        state.bytes_left = state.bytes_left.saturating_sub_unsigned(length + ITEM_COST);
+        state.total += length;
         state.items.push_back(Arrived { is_fault, body });
         Ok(state.waker.take())
     }
@@ -107,15 +116,16 @@ impl Inflow {
     pub(super) fn take(&self, context: &mut Context<'_>) -> Option<(Arrived, Option<Grant>)> {
         let mut state = self.lock();
         let Some(item) = state.items.pop_front() else {
-            match &mut state.waker {
-                Some(waker) => waker.clone_from(context.waker()),
-                None => state.waker = Some(context.waker().clone()),
-            }
+            let is_known = state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
+            let old = if is_known { None } else { state.waker.replace(context.waker().clone()) };
+            // Dropping a waker runs foreign code.
+            drop(state);
+            drop(old);
             return None;
         };
         state.takes += 1;
         state.taken.items += 1;
-        state.taken.bytes += item.body.len() as u64;
+        state.taken.bytes += item.body.len() as u64 + ITEM_COST;
         // Half of what there is room for at a time: the other half keeps the worker busy meanwhile.
         let is_due = state.taken.items >= self.window.div_ceil(2) || state.taken.bytes >= STREAM_BYTES / 2;
         let grant = is_due.then(|| std::mem::take(&mut state.taken));
@@ -130,6 +140,11 @@ impl Inflow {
     pub(super) fn clear(&self) {
         let items = std::mem::take(&mut self.lock().items);
         drop(items);
+    }
+
+    /// How many bytes of items have arrived.
+    pub(super) fn total(&self) -> u64 {
+        self.lock().total
     }
 
     /// How many items were ever taken, if the worker waits for more to be taken.
@@ -184,7 +199,7 @@ mod tests {
         assert_eq!(inflow.held_up_at(), Some(0));
         assert!(inflow.add(false, Bytes::new()).is_err());
         assert_eq!(take(&inflow).unwrap().1, None);
-        assert_eq!(take(&inflow).unwrap().1, Some(Grant { items: 2, bytes: 8 }));
+        assert_eq!(take(&inflow).unwrap().1, Some(Grant { items: 2, bytes: 8 + 2 * ITEM_COST }));
         assert_eq!(inflow.held_up_at(), None);
         assert!(inflow.add(false, Bytes::from_static(b"more than ten")).is_err());
         assert!(inflow.add(true, Bytes::from_static(b"more than ten")).is_ok());
@@ -198,8 +213,17 @@ mod tests {
         assert!(inflow.add(false, half.clone()).is_ok());
         assert!(inflow.add(false, half.clone()).is_err());
         let grant = take(&inflow).unwrap().1;
-        assert_eq!(grant, Some(Grant { items: 1, bytes: half.len() as u64 }));
+        assert_eq!(grant, Some(Grant { items: 1, bytes: half.len() as u64 + ITEM_COST }));
         assert!(inflow.add(false, half).is_ok());
+    }
+
+    #[test]
+    fn items_without_bytes_are_bounded_too() {
+        let inflow = Inflow::new(u64::MAX, 10);
+        let most = STREAM_BYTES / ITEM_COST;
+        assert!((0..most).all(|_| inflow.add(false, Bytes::new()).is_ok()));
+        assert!(inflow.add(false, Bytes::new()).is_err());
+        assert_eq!(inflow.total(), 0);
     }
 
     #[test]
@@ -229,7 +253,7 @@ mod tests {
                     bytes += grant.bytes as i64;
                 }
                 items -= 1;
-                bytes -= *size as i64;
+                bytes -= (*size as u64 + ITEM_COST) as i64;
                 prop_assert!(inflow.add(false, Bytes::from(vec![0; *size])).is_ok());
             }
             while take(&inflow).is_some() {

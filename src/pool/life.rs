@@ -13,6 +13,7 @@ use crate::sys::{monotonic_now, oom_kills};
 use crate::task::{ExitCause, ExitReport, PoolError, WorkerExit};
 use crate::wire::{Batch, Body, Frame, Incoming, PROTOCOL, Page, Reply, Request, Setup, build_identity};
 use futures::future::{BoxFuture, FutureExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
@@ -40,8 +41,36 @@ const LAST_READS: usize = 1 << 20;
 /// and the pipe. It must not go on for as long as a daughter process writes there.
 const LAST_ROUNDS: usize = 1024;
 
+/// Tells the scheduler of the end of a worker whose life is cut short by a panic: a bug, or a waker's.
+struct Mourner {
+    shared: Arc<Shared>,
+    worker: WorkerKey,
+    pid: Option<u32>,
+    is_done: bool,
+}
+
+impl Drop for Mourner {
+    fn drop(&mut self) {
+        // When the runtime is dropped, that is told of as a whole.
+        if self.is_done || !std::thread::panicking() {
+            return;
+        }
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            let reason = "its task in the program has panicked".to_string();
+            match self.pid {
+                None => self.shared.start_failed(self.worker, not_ready(reason)),
+                Some(pid) => {
+                    let report = ExitReport::unknown(pid, reason);
+                    self.shared.worker_gone(self.worker, &WorkerExit(Arc::new(report)), None);
+                }
+            }
+        }));
+    }
+}
+
 /// Lives the life of a worker. Whatever happens, the scheduler is told of its end.
 pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: CancellationToken) {
+    let mut mourner = Mourner { shared: shared.clone(), worker, pid: None, is_done: false };
     let started = tokio::select! {
         biased;
         () = called_off.cancelled() => Err(PoolError::ShutDown),
@@ -49,7 +78,10 @@ pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: Can
     };
     let mut life = match started {
         Ok(process) => Life::new(process, &shared),
-        Err(error) => return shared.start_failed(worker, error),
+        Err(error) => {
+            mourner.is_done = true;
+            return shared.start_failed(worker, error);
+        }
     };
     let ready = tokio::select! {
         biased;
@@ -59,8 +91,10 @@ pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: Can
     if let Err(error) = ready {
         life.killer.kill();
         life.bury().await;
+        mourner.is_done = true;
         return shared.start_failed(worker, error);
     }
+    mourner.pid = Some(life.pid);
     shared.worker_ready(worker, life.link());
     let violation = life.listen(&shared, worker).await;
     let mut report = life.bury().await;
@@ -70,6 +104,7 @@ pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: Can
         life.blame_for_kill(&mut report);
     }
     let stuck = life.inquiry.as_ref().and_then(|inquiry| inquiry.close(life.page.as_deref()));
+    mourner.is_done = true;
     shared.worker_gone(worker, &WorkerExit(Arc::new(report)), stuck);
 }
 
@@ -157,6 +192,7 @@ impl Life {
             is_unresponsive: false,
             inquiry: self.inquiry.clone(),
             written: 0,
+            unread_grants: (0, 0),
             ear: self.ear.clone(),
         }
     }

@@ -59,7 +59,9 @@ pub(super) struct Meters {
     start_time: Histogram,
     restarts: Counter,
     exits: [(Cause, Counter); CAUSES.len()],
-    gauges: Mutex<Gauges>,
+    gauges: Gauges,
+    /// What the gauges add up to, or are about to.
+    shown: Mutex<Levels>,
 }
 
 /// What goes up and down.
@@ -70,7 +72,6 @@ struct Gauges {
     idle: Gauge,
     busy: Gauge,
     retiring: Gauge,
-    shown: Levels,
 }
 
 impl Meters {
@@ -95,7 +96,8 @@ impl Meters {
             start_time: time(WORKER_START),
             restarts: count(WORKER_RESTARTS),
             exits: CAUSES.map(exits),
-            gauges: Mutex::new(Gauges::new(&pool)),
+            gauges: Gauges::new(&pool),
+            shown: Mutex::default(),
         }
     }
 
@@ -147,7 +149,11 @@ impl Observe for Meters {
     }
 
     fn measure(&self, levels: &Levels) {
-        self.gauges.lock().unwrap_or_else(PoisonError::into_inner).show(levels);
+        let Some(shown) = self.shown.lock().unwrap_or_else(PoisonError::into_inner).advance(levels) else {
+            return;
+        };
+        // Not under the lock: a recorder may do anything, and steps add up in whatever order they come.
+        self.gauges.step(shown, levels.loads);
     }
 
     fn end(&self) -> BoxFuture<'static, ()> {
@@ -169,25 +175,19 @@ impl Gauges {
             idle: workers("idle"),
             busy: workers("busy"),
             retiring: workers("retiring"),
-            shown: Levels::default(),
         };
         // There from the first; and another pool may have the same name.
         gauges.each(Loads::default()).into_iter().for_each(|(gauge, _)| gauge.increment(0.0));
         gauges
     }
 
-    /// Shows those that have changed, unless later ones have been shown.
-    fn show(&mut self, levels: &Levels) {
-        if levels.number <= self.shown.number {
-            return;
-        }
-        let old = self.each(self.shown.loads);
-        for ((gauge, value), (_, shown)) in self.each(levels.loads).into_iter().zip(old) {
+    /// Shows what has changed.
+    fn step(&self, old: Loads, new: Loads) {
+        for ((gauge, value), (_, shown)) in self.each(new).into_iter().zip(self.each(old)) {
             if value != shown {
                 gauge.increment(value as f64 - shown as f64);
             }
         }
-        self.shown = *levels;
     }
 
     fn each(&self, loads: Loads) -> [(&Gauge, usize); 6] {

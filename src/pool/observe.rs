@@ -38,6 +38,14 @@ pub(super) struct Levels {
     pub(super) loads: Loads,
 }
 
+#[cfg(feature = "metrics")]
+impl Levels {
+    /// Goes on to later ones, and tells what there was before; `None` if these are later already.
+    pub(super) fn advance(&mut self, levels: &Levels) -> Option<Loads> {
+        (levels.number > self.number).then(|| std::mem::replace(self, *levels).loads)
+    }
+}
+
 /// Something that has happened.
 pub(super) enum Event {
     /// A task was submitted and not accepted.

@@ -1,12 +1,12 @@
 //! Watching how far a task has got.
 
 use crate::task::Progress;
-use futures::future::BoxFuture;
 use futures::stream::Stream;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::sync::watch;
+use tokio_util::sync::ReusableBoxFuture;
 
 /// What a task has said of itself; made for the few that do, or that somebody watches.
 #[derive(Default)]
@@ -25,9 +25,13 @@ pub(super) fn talker() -> Talker {
 
 /// The task has said how far it has got.
 pub(super) fn tell(talker: &Talker, progress: Progress) {
-    talker.send_modify(|talk| {
-        talk.latest = Some(progress);
-        talk.reports += 1;
+    talker.send_if_modified(|talk| {
+        // Another thread may have resolved it meanwhile.
+        if !talk.is_over {
+            talk.latest = Some(progress);
+            talk.reports += 1;
+        }
+        !talk.is_over
     });
 }
 
@@ -50,7 +54,7 @@ pub struct ProgressWatch {
     /// How many reports there were when it last saw one.
     seen: u64,
     /// What the stream waits for.
-    next: Option<BoxFuture<'static, (ProgressWatch, Option<Progress>)>>,
+    next: Option<ReusableBoxFuture<'static, (ProgressWatch, Option<Progress>)>>,
 }
 
 impl ProgressWatch {
@@ -100,12 +104,12 @@ impl Stream for ProgressWatch {
         let this = &mut *self;
         let next = this.next.get_or_insert_with(|| {
             let mut watch = ProgressWatch { talk: this.talk.clone(), seen: this.seen, next: None };
-            Box::pin(async move {
+            ReusableBoxFuture::new(async move {
                 let progress = watch.changed().await;
                 (watch, progress)
             })
         });
-        let (watch, progress) = ready!(next.as_mut().poll(context));
+        let (watch, progress) = ready!(next.poll(context));
         *this = watch;
         Poll::Ready(progress)
     }

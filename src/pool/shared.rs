@@ -21,6 +21,7 @@ use crate::sys::monotonic_now;
 use crate::task::{Fault, PoolError, TaskError, TaskRef, TimeoutReport, TraceContext, WorkerExit};
 use crate::wire::Batch;
 use bytes::Bytes;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -451,7 +452,15 @@ impl Shared {
     /// Shows watchers what has happened.
     fn show(&self, events: &[Event]) {
         for event in events {
-            self.observers.iter().for_each(|observer| observer.see(event));
+            self.tell_observers(|observer| observer.see(event));
+        }
+    }
+
+    /// What runs there is foreign in the end (a recorder), and may do anything but take the pool along.
+    fn tell_observers(&self, tell: impl Fn(&dyn Observe)) {
+        for observer in &self.observers {
+            // What a panic may leave broken is the recorder's own.
+            let _ = catch_unwind(AssertUnwindSafe(|| tell(&**observer)));
         }
     }
 
@@ -465,7 +474,7 @@ impl Shared {
     fn run(self: &Arc<Self>, mut chores: Chores) {
         self.show(&chores.events);
         if let Some(levels) = &chores.levels {
-            self.observers.iter().for_each(|observer| observer.measure(levels));
+            self.tell_observers(|observer| observer.measure(levels));
         }
         drop(chores.shown.take());
         for said in chores.said {

@@ -28,6 +28,10 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 /// to go on with until its next answers are read, and frames are gathered.
 const EAGER_TASKS: u64 = 4;
 
+/// So many grants may wait for a worker to read on. A pipe holds several thousand more, and an honest
+/// worker sends nothing for which it has not read a grant.
+const UNREAD_GRANTS: u32 = 1024;
+
 pub(super) struct State {
     pub(super) scheduler: Scheduler<Arc<Cell>>,
     pub(super) links: Links,
@@ -73,6 +77,8 @@ pub(super) struct ReadyLink {
     pub(super) inquiry: Option<Inquiry>,
     /// The number of the last task that was written to the pipe, rather than gathered.
     pub(super) written: u64,
+    /// How many grants were made since the pipe had taken so many bytes, ever.
+    pub(super) unread_grants: (u64, u32),
     pub(super) ear: Arc<Ear>,
 }
 
@@ -264,8 +270,12 @@ impl State {
                 if progress.message().len() > Progress::MAX_MESSAGE {
                     return Err(Violation);
                 }
-                let cell = self.speaker(worker, seq)?.cloned();
-                chores.told.extend(cell.map(|cell| (cell, progress)));
+                let Some(cell) = self.speaker(worker, seq)? else { return Ok(()) };
+                // Of those that come together only the last is of use.
+                match chores.told.last_mut().filter(|(last, _)| Arc::ptr_eq(last, cell)) {
+                    Some((_, last)) => *last = progress,
+                    None => chores.told.push((cell.clone(), progress)),
+                }
                 return Ok(());
             }
             Reply::Began { seq } => {
@@ -356,7 +366,7 @@ impl State {
                 began,
                 ended,
                 bytes_in: cell.body().len(),
-                bytes_out: end.outcome.bytes(),
+                bytes_out: cell.bytes_out(end.outcome),
             }));
         }
     }
@@ -389,7 +399,16 @@ impl State {
     /// Lets a stream's worker send so much more.
     pub(super) fn grant(&mut self, task: TaskKey, grant: Grant, chores: &mut Chores) {
         let Some((worker, seq)) = self.scheduler.whereabouts(task) else { return };
-        if let Some(link) = self.links.ready(worker) {
+        if let Some(link) = self.links.ready_mut(worker) {
+            let written = link.outlet.total();
+            if link.unread_grants.0 != written {
+                link.unread_grants = (written, 0);
+            }
+            link.unread_grants.1 += 1;
+            if link.unread_grants.1 > UNREAD_GRANTS {
+                // It sends on what it cannot know that it may.
+                return link.kill(Kill::Unresponsive, chores);
+            }
             let Grant { items, bytes } = grant;
             link.outlet.push(&Request::Grant { seq, items, bytes }, Bytes::new());
             chores.flush.push(link.outlet.clone());

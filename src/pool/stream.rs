@@ -9,7 +9,6 @@ use super::shared::{Order, Origin, Shared};
 use super::submit::{Permit, bounded_name};
 use crate::task::{CodecStage, Fault, Label, Priority, TaskError, TaskId, TaskRef, TimeoutReport, from_body};
 use bytes::Bytes;
-use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FusedStream, Stream};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
@@ -19,7 +18,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
 /// How many items there may be that the consumer has not taken, unless it says otherwise.
 const WINDOW: u64 = 64;
@@ -67,7 +66,7 @@ pub struct TaskStream<T> {
 enum Stage {
     New(Box<Start>),
     /// Waits for room in the queue.
-    Reserving(Box<Start>, BoxFuture<'static, Result<Permit, TaskError>>),
+    Reserving(Box<Start>, ReusableBoxFuture<'static, Result<Permit, TaskError>>),
     Running(Arc<Cell>),
     /// The task is resolved; some items may not be taken.
     Ending(Arc<Cell>, Outcome),
@@ -197,11 +196,11 @@ impl<T> TaskStream<T> {
                         self.submit(start);
                         return Poll::Ready(Ok(()));
                     }
-                    let permit = reserve(self.pool.clone(), self.remote.clone()).boxed();
+                    let permit = ReusableBoxFuture::new(reserve(self.pool.clone(), self.remote.clone()));
                     self.stage = Stage::Reserving(start, permit);
                 }
                 Stage::Reserving(mut start, mut permit) => {
-                    let Poll::Ready(permit) = permit.as_mut().poll(context) else {
+                    let Poll::Ready(permit) = permit.poll(context) else {
                         self.stage = Stage::Reserving(start, permit);
                         return Poll::Pending;
                     };

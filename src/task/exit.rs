@@ -165,6 +165,23 @@ impl fmt::Display for ExitReport {
 }
 
 impl ExitReport {
+    /// Of a process of which nothing is known but this.
+    pub(crate) fn unknown(pid: u32, detail: String) -> ExitReport {
+        ExitReport {
+            pid,
+            code: None,
+            signal: None,
+            core_dumped: false,
+            cause: ExitCause::Unknown,
+            detail: Some(detail),
+            task: None,
+            stderr_tail: String::new(),
+            stdout_tail: String::new(),
+            max_rss: 0,
+            cpu_time: Duration::ZERO,
+        }
+    }
+
     /// The last line of standard error that says something, which a backtrace does not.
     fn last_line(&self) -> Option<&str> {
         let is_frame = |line: &str| {

@@ -47,6 +47,15 @@ enum Stored {
     Own(Bytes),
 }
 
+impl Stored {
+    fn is_empty(&self) -> bool {
+        match self {
+            Stored::Scratch(range) => range.is_empty(),
+            Stored::Own(bytes) => bytes.is_empty(),
+        }
+    }
+}
+
 /// The body of a reply.
 pub(crate) enum Body<'a> {
     Borrowed(&'a [u8]),
@@ -122,6 +131,10 @@ impl Incoming {
         let mut fetched = 0;
         while batch.replies.len() < BATCH_REPLIES && batch.scratch.len() + fetched < BATCH_BYTES {
             let Some((reply, stored)) = self.next(&mut batch.scratch)? else { break };
+            // It would take up memory for nothing, and what shares its buffer would keep it.
+            if !stored.is_empty() && !reply.may_have_body() {
+                return Err(FrameError::Garbled);
+            }
             let stored = match reply {
                 Reply::Value { place: Some(place), .. } | Reply::Item { place: Some(place), .. } => {
                     let body = self.fetch(place)?;

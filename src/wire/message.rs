@@ -12,6 +12,9 @@ pub(crate) const PROTOCOL: u32 = 1;
 /// there are fewer than these.
 pub(crate) const STREAM_BYTES: u64 = 4 << 20;
 
+/// What an item of a stream counts for beside its bytes: about what holding one takes.
+pub(crate) const ITEM_COST: u64 = 64;
+
 /// The head of a frame to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
@@ -77,6 +80,13 @@ pub(crate) struct Run {
     pub(crate) window: Option<u64>,
     /// The trace that it is part of.
     pub(crate) trace: Option<Box<TraceContext>>,
+}
+
+impl Reply {
+    /// Whether there may be a body behind it.
+    pub(crate) fn may_have_body(&self) -> bool {
+        matches!(self, Reply::Part { .. } | Reply::Value { .. } | Reply::Item { .. } | Reply::Voice { .. })
+    }
 }
 
 /// The head of a frame from a worker.

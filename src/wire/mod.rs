@@ -17,7 +17,7 @@ pub(crate) use arena::{Place, Room};
 pub(crate) use frame::{Frame, FrameCodec, FrameError, write_frame};
 pub(crate) use identity::build_identity;
 pub(crate) use incoming::{Batch, Body, Incoming};
-pub(crate) use message::{Levels, PROTOCOL, Reply, Request, Run, STREAM_BYTES, Setup};
+pub(crate) use message::{ITEM_COST, Levels, PROTOCOL, Reply, Request, Run, STREAM_BYTES, Setup};
 pub(crate) use page::{LARGE, Page, SLOTS};
 #[cfg(any(test, feature = "internals"))]
 pub(crate) use ring::{Garbled, Record};

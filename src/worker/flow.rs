@@ -3,7 +3,7 @@
 use super::inbox::Inbox;
 use super::replies::Replies;
 use crate::task::{Closed, Encoded, Outflow};
-use crate::wire::STREAM_BYTES;
+use crate::wire::{ITEM_COST, STREAM_BYTES};
 use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll, Waker};
@@ -87,7 +87,7 @@ impl Flow {
             return Ok(false);
         }
         room.items -= 1;
-        room.bytes = room.bytes.saturating_sub_unsigned(item.bytes.len() as u64);
+        room.bytes = room.bytes.saturating_sub_unsigned(item.bytes.len() as u64 + ITEM_COST);
         self.replies.send_item(self.seq, item.is_fault, &item.bytes);
         Ok(true)
     }

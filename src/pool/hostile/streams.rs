@@ -216,6 +216,16 @@ mod cases {
     }
 
     #[test]
+    fn a_body_on_what_has_none() {
+        with_peer(vec![Step::Record(line(PROGRESS, &[7; 100]))], async |pool| {
+            match pool.submit(super::super::add, 1).await {
+                Err(TaskError::WorkerDied(exit)) => assert_eq!(exit.cause(), ExitCause::ProtocolViolation),
+                other => panic!("{other:?}"),
+            }
+        });
+    }
+
+    #[test]
     fn a_report_that_is_too_long() {
         let long = Line { place: Some((0, 1025)), ..line(PROGRESS, &[]) };
         with_peer(vec![Step::Record(long)], async |pool| {
