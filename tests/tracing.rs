@@ -6,6 +6,8 @@
 #[macro_use]
 mod common;
 
+#[path = "tracing/ends.rs"]
+mod ends;
 #[path = "tracing/floods.rs"]
 mod floods;
 #[path = "tracing/levels.rs"]

@@ -75,8 +75,10 @@ impl Clone for Around {
 impl Drop for Around {
     fn drop(&mut self) {
         let Some(id) = self.span.take() else { return };
-        // Handles of tasks are dropped in the pool's own tasks.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.dispatch.try_close(id)));
+        // Handles of tasks are dropped in the pool's own tasks. A registry closes what is around the
+        // span by way of the thread's subscriber.
+        let close = || in_place(&self.dispatch, |dispatch| dispatch.try_close(id));
+        let _ = catch_unwind(AssertUnwindSafe(close));
     }
 }
 

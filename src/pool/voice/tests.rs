@@ -243,6 +243,24 @@ mod listening {
         assert_eq!(heard.open(), 0);
     }
 
+    /// As the pool's own threads do, which have no subscriber.
+    #[test]
+    fn what_is_around_a_span_closes_after_it_on_any_thread() {
+        let (heard, _guard) = Heard::set();
+        let request = tracing::info_span!("request");
+        let line = request.in_scope(Line::new);
+        line.say(message(What::Span { id: 1, parent: Parent::Task, site: site("span") }, &[]));
+        drop(request);
+        assert_eq!(heard.open(), 2);
+        std::thread::spawn(move || {
+            line.end_task();
+            line.audience.leave();
+        })
+        .join()
+        .unwrap();
+        assert_eq!(heard.open(), 0);
+    }
+
     #[test]
     fn spans_are_bounded() {
         let (heard, _guard) = Heard::set();
