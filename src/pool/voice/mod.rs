@@ -106,6 +106,9 @@ pub(super) struct Ear {
     /// The worker was told to say this much.
     tracing: AtomicU8,
     log: AtomicU8,
+    /// Of which kind the worker was ever told to say anything.
+    may_trace: AtomicBool,
+    may_log: AtomicBool,
     intake: Mutex<Intake>,
     /// Since the last end of a task.
     has_heard: AtomicBool,
@@ -157,6 +160,8 @@ impl Ear {
             forwarding: forwarding.clone(),
             tracing: AtomicU8::new(0),
             log: AtomicU8::new(0),
+            may_trace: AtomicBool::new(false),
+            may_log: AtomicBool::new(false),
             intake: Mutex::new(Intake { messages: BURST, counted: monotonic_now(), refused: 0 }),
             has_heard: AtomicBool::new(false),
             is_too_much: AtomicBool::new(false),
@@ -182,10 +187,21 @@ impl Ear {
         }
         self.tracing.store(levels.tracing, Ordering::Relaxed);
         self.log.store(levels.log, Ordering::Relaxed);
+        self.may_trace.fetch_or(levels.tracing > 0, Ordering::Relaxed);
+        self.may_log.fetch_or(levels.log > 0, Ordering::Relaxed);
         Some(levels)
     }
 
-    /// Takes in a message; `None` if there have been too many.
+    /// Whether the worker may say such a thing. It may go on for a while when less is asked for.
+    fn may_say(&self, what: &What<'_>) -> bool {
+        match what {
+            What::Nothing => true,
+            What::Log { .. } => self.may_log.load(Ordering::Relaxed),
+            _ => self.may_trace.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Takes in a message; `None` if there have been too many, or nobody ever asked for any.
     pub(super) fn hear(
         self: &Arc<Self>,
         task: Option<u64>,
@@ -195,11 +211,19 @@ impl Ear {
         if body.as_slice().len() > LONGEST {
             return Err(Violation);
         }
-        self.has_heard.store(true, Ordering::Relaxed);
         let refused = {
             let mut intake = lock(&self.intake);
-            if !intake.admits(monotonic_now()) {
+            let is_admitted = intake.admits(monotonic_now());
+            if !is_admitted {
                 self.is_too_much.store(true, Ordering::Relaxed);
+            }
+            if !self.may_trace.load(Ordering::Relaxed) && !self.may_log.load(Ordering::Relaxed) {
+                // Nor is anybody told how much there was.
+                intake.refused = 0;
+                return Ok(None);
+            }
+            self.has_heard.store(true, Ordering::Relaxed);
+            if !is_admitted {
                 return Ok(None);
             }
             std::mem::take(&mut intake.refused)
@@ -271,6 +295,7 @@ impl Said {
     fn tell_what(&self, what: What<'_>, rest: &[u8]) {
         match what {
             What::Nothing => {}
+            what if !self.ear.may_say(&what) => {}
             What::Log { .. } => self.tell_record(&what, rest),
             what => self.tell_spans(what, rest),
         }

@@ -28,8 +28,18 @@ struct Line {
 
 impl Line {
     fn new() -> Line {
-        let forwarding = Forwarding::default().here();
-        Line { audience: Audience::of_here(&forwarding), ear: Ear::new(&forwarding) }
+        let line = Line::of(Forwarding::default());
+        line.ear.may_trace.store(true, Ordering::Relaxed);
+        line.ear.may_log.store(true, Ordering::Relaxed);
+        line
+    }
+
+    /// Where the worker is told what to say as it is when it starts.
+    fn of(forwarding: Forwarding) -> Line {
+        let forwarding = forwarding.here();
+        let line = Line { audience: Audience::of_here(&forwarding), ear: Ear::new(&forwarding) };
+        line.ear.levels();
+        line
     }
 
     /// Says something; whether it was admitted. Panics are not caught.
@@ -295,6 +305,26 @@ mod listening {
         assert_eq!(tally.events.len(), 3000);
         assert!(tally.sites.len() <= 2048 + 1, "{}", tally.sites.len());
         assert_eq!(tally.events.last().unwrap().0, "event in a worker");
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_not_told() {
+        let (heard, _guard) = Heard::set();
+        let mut off = Forwarding::default();
+        off.set(false);
+        let line = Line::of(off);
+        let body = event(Parent::None, "forged");
+        assert!((0..=2 * BURST).all(|_| !line.say(body.clone())));
+        // It is not listened to all the time for that, and nothing is told of how much it was.
+        assert!(line.ear.pause().is_some());
+        line.end_task();
+        line.ear.end().into_iter().for_each(Said::pass_on);
+        // Of the other kind.
+        let line = Line::new();
+        line.ear.may_trace.store(false, Ordering::Relaxed);
+        assert!(line.say(body));
+        let tally = lock(&heard.0);
+        assert!(tally.events.is_empty() && tally.dropped.is_empty(), "{:?}", tally.dropped);
     }
 
     #[test]
