@@ -62,6 +62,10 @@ impl Ear {
         None
     }
 
+    pub(super) fn task_over(self: &Arc<Self>, _: u64) -> Option<Said> {
+        None
+    }
+
     pub(super) fn end(self: &Arc<Self>) -> Option<Said> {
         None
     }

@@ -314,10 +314,18 @@ impl State {
         chores: &mut Chores,
     ) -> Result<(), Violation> {
         let link = self.links.ready(worker).ok_or(Violation)?;
+        // A worker does one task at a time.
+        let task = task.filter(|seq| self.scheduler.first_in_pipeline(worker) == *seq);
         let key = task.and_then(|seq| self.scheduler.task_at(worker, seq));
         let audience = key.and_then(|task| self.scheduler.job(task)).map(|cell| &cell.audience);
         chores.said.extend(link.ear.hear(task, audience, body)?);
         Ok(())
+    }
+
+    /// What the worker logs of a task from now on is not the task's any more.
+    fn end_talk(&self, at: Option<(WorkerKey, u64)>, chores: &mut Chores) {
+        let link = at.and_then(|(worker, seq)| Some((self.links.ready(worker)?, seq)));
+        chores.said.extend(link.and_then(|(link, seq)| link.ear.task_over(seq)));
     }
 
     /// When a task that was sent to a worker began, if it has, and when it ended, by what the worker
@@ -433,6 +441,7 @@ impl State {
         match action {
             Action::Send { worker, seq, task } => self.send(worker, seq, task, chores),
             Action::Resolve { job: cell, verdict, at, attempts } => {
+                self.end_talk(at, chores);
                 let died = chores.died.as_ref().map(|exit| (exit, &*cell));
                 if let (Verdict::TimedOut(_), Some(report)) = (&verdict, &chores.stuck) {
                     cell.set_timeout_report(report.clone());
@@ -444,6 +453,7 @@ impl State {
                 chores.resolved.push((cell, outcome));
             }
             Action::Retry { task, verdict, at } => {
+                self.end_talk(Some(at), chores);
                 let Some(cell) = self.scheduler.job(task).filter(|_| self.is_observed).cloned() else {
                     return;
                 };

@@ -132,6 +132,11 @@ impl Launch for Stage {
 }
 
 fn pool_on(stage: Stage) -> ProcessPool {
+    // Or nothing that a peer logs would go further.
+    #[cfg(feature = "log")]
+    log::set_max_level(log::LevelFilter::Trace);
+    #[cfg(feature = "tracing")]
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
     let settings = Settings {
         max_workers: 2,
         queue_capacity: None,

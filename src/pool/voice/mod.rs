@@ -26,7 +26,7 @@ use bytes::Bytes;
 use spans::{Around, Outside, Spans};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// How many messages of a worker may come in a row, and in how many nanoseconds there may be one more:
@@ -88,14 +88,16 @@ impl Audience {
         drop(around);
     }
 
-    fn around(&self) -> Option<Arc<Around>> {
-        lock(&self.0).clone()
+    /// Until the task is resolved: what is yet to be told does not keep its span open.
+    fn around(&self) -> Option<Weak<Around>> {
+        lock(&self.0).as_ref().map(Arc::downgrade)
     }
 }
 
 impl Clone for Audience {
     fn clone(&self) -> Audience {
-        Audience(Mutex::new(self.around()))
+        let around = lock(&self.0).clone();
+        Audience(Mutex::new(around))
     }
 }
 
@@ -114,6 +116,8 @@ pub(super) struct Ear {
     has_heard: AtomicBool,
     is_too_much: AtomicBool,
     spans: Mutex<Spans>,
+    /// The tasks that were resolved while the worker had them, which it may still be at.
+    over: Mutex<Vec<u64>>,
 }
 
 /// How much may be taken in, and what was not.
@@ -139,7 +143,8 @@ impl Intake {
 #[cfg_attr(not(feature = "tracing"), allow(dead_code))]
 pub(super) struct Said {
     ear: Arc<Ear>,
-    around: Option<Arc<Around>>,
+    around: Option<Weak<Around>>,
+    /// If it was not resolved when this was said.
     task: Option<u64>,
     /// What came too fast for the pool.
     refused: u64,
@@ -148,8 +153,10 @@ pub(super) struct Said {
 
 enum Matter {
     Message(Bytes),
-    /// The task is over.
+    /// The worker is done with the task.
     TaskEnd,
+    /// The task is resolved, whatever the worker does.
+    TaskOver,
     /// The worker has ended.
     End,
 }
@@ -166,6 +173,7 @@ impl Ear {
             has_heard: AtomicBool::new(false),
             is_too_much: AtomicBool::new(false),
             spans: Mutex::default(),
+            over: Mutex::default(),
         })
     }
 
@@ -229,6 +237,7 @@ impl Ear {
             std::mem::take(&mut intake.refused)
         };
         let around = audience.and_then(Audience::around);
+        let task = task.filter(|_| audience.is_some());
         let what = Matter::Message(body.into_bytes());
         Ok(Some(Said { ear: self.clone(), around, task, refused, what }))
     }
@@ -239,9 +248,20 @@ impl Ear {
             return None;
         }
         self.has_heard.store(false, Ordering::Relaxed);
+        // Answers come in order, so of earlier tasks nothing is told any more.
+        lock(&self.over).retain(|over| *over > seq);
         let around = audience.and_then(Audience::around);
         let refused = std::mem::take(&mut lock(&self.intake).refused);
         Some(Said { ear: self.clone(), around, task: Some(seq), refused, what: Matter::TaskEnd })
+    }
+
+    /// A task is about to be resolved that the worker has not answered: what is to be told for that.
+    pub(super) fn task_over(self: &Arc<Self>, seq: u64) -> Option<Said> {
+        if !IS_ON || !self.has_heard.load(Ordering::Relaxed) {
+            return None;
+        }
+        lock(&self.over).push(seq);
+        Some(Said { ear: self.clone(), around: None, task: Some(seq), refused: 0, what: Matter::TaskOver })
     }
 
     /// The worker has ended: what is to be told for that.
@@ -285,6 +305,7 @@ impl Said {
                 self.tell_lost(Lost::default());
                 self.ear.close_those_of(self.task);
             }
+            Matter::TaskOver => self.ear.close_those_of(self.task),
             Matter::End => {
                 self.tell_lost(Lost::default());
                 self.ear.close_all();

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Weak;
 use tracing_core::callsite::DefaultCallsite;
 use tracing_core::field::{DebugValue, Value as Tell, debug};
 use tracing_core::span::{Attributes, Id, Record};
@@ -115,34 +116,44 @@ impl Ear {
         drop(closed);
     }
 
-    /// A span that is open.
-    fn open(&self, id: u64) -> Option<(Around, Option<&'static Site>)> {
-        // Nobody else closes it meanwhile, so it may be cloned when the lock is let go; but then it
-        // would have to be copied by hand. Cloning a handle is all that runs here.
+    fn is_over(&self, task: Option<u64>) -> bool {
+        task.is_some_and(|task| lock(&self.over).contains(&task))
+    }
+
+    /// A span that is open, and with which task it closes.
+    fn open(&self, id: u64) -> Option<(Around, Option<&'static Site>, Option<u64>)> {
+        // Under the lock, as it may be closed when its task is resolved. Cloning a handle is all that runs
+        // here.
         let spans = lock(&self.spans);
-        spans.0.get(&id).map(|open| (open.around.clone(), open.site))
+        spans.0.get(&id).map(|open| (open.around.clone(), open.site, open.task))
     }
 }
 
 impl Said {
     /// What something is in that a worker has said.
     pub(super) fn around(&self, parent: Parent) -> Around {
+        self.place(parent).0
+    }
+
+    /// What something is in, and with which task a span there closes: with that of its parent, whichever
+    /// the worker names.
+    fn place(&self, parent: Parent) -> (Around, Option<u64>) {
         match parent {
             Parent::Span(id) => match self.ear.open(id) {
-                Some((around, _)) => around,
-                None => self.around_task(),
+                Some((around, _, task)) => (around, task),
+                None => (self.around_task(), self.task),
             },
-            Parent::Task => self.around_task(),
+            Parent::Task => (self.around_task(), self.task),
             Parent::None => {
                 let dispatch = self.around_task().dispatch.clone();
-                Around { dispatch, span: None }
+                (Around { dispatch, span: None }, self.task)
             }
         }
     }
 
     fn around_task(&self) -> Around {
-        if let Some(around) = &self.around {
-            return Around::clone(around);
+        if let Some(around) = self.around.as_ref().and_then(Weak::upgrade) {
+            return Around::clone(&around);
         }
         let dispatch = self.ear.forwarding.outside.clone();
         Around { dispatch: dispatch.unwrap_or_else(|| dispatcher::get_default(Dispatch::clone)), span: None }
@@ -151,16 +162,18 @@ impl Said {
     pub(super) fn tell_spans(&self, what: What<'_>, rest: &[u8]) {
         match what {
             What::Event { parent, site } => self.tell_event(&self.around(parent), &site, rest),
-            What::Span { id, parent, site } => self.open(id, &self.around(parent), &site, rest),
+            What::Span { id, parent, site } => self.open(id, parent, &site, rest),
             What::Recorded { id } => {
-                let Some((around, Some(site))) = self.ear.open(id) else { return };
+                let Some((around, Some(site), _)) = self.ear.open(id) else { return };
                 let (Some(span), false) = (&around.span, site.is_generic) else { return };
                 with_values(site, None, rest, |values| {
                     in_place(&around.dispatch, |dispatch| dispatch.record(span, &Record::new(values)));
                 });
             }
             What::Follows { id, from } => {
-                let (Some((around, Some(_))), from) = (self.ear.open(id), self.around(from)) else { return };
+                let (Some((around, Some(_), _)), from) = (self.ear.open(id), self.around(from)) else {
+                    return;
+                };
                 if let (Some(span), Some(from)) = (&around.span, &from.span) {
                     in_place(&around.dispatch, |dispatch| dispatch.record_follows_from(span, from));
                 }
@@ -181,7 +194,8 @@ impl Said {
         });
     }
 
-    fn open(&self, id: u64, around: &Around, described: &Described<'_>, rest: &[u8]) {
+    fn open(&self, id: u64, parent: Parent, described: &Described<'_>, rest: &[u8]) {
+        let (around, task) = self.place(parent);
         if lock(&self.ear.spans).0.len() >= MOST_SPANS {
             self.tell_lost_as_event(Lost { events: 0, spans: 1 });
             return;
@@ -201,9 +215,13 @@ impl Said {
             Some(span) => Around { dispatch: around.dispatch.clone(), span: Some(span) },
             None => around.clone(),
         };
-        let open = Open { around, site: is_wanted.then_some(site), task: self.task };
-        let before = lock(&self.ear.spans).0.insert(id, open);
-        drop(before);
+        let open = Open { around, site: is_wanted.then_some(site), task };
+        let dropped = {
+            let mut spans = lock(&self.ear.spans);
+            // When its task was resolved meanwhile, nobody would close it.
+            if self.ear.is_over(task) { Some(open) } else { spans.0.insert(id, open) }
+        };
+        drop(dropped);
     }
 
     /// False if there is nobody to be told.

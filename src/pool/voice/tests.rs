@@ -308,6 +308,47 @@ mod listening {
     }
 
     #[test]
+    fn what_is_said_of_a_resolved_task_is_in_none_of_its_spans() {
+        let (heard, _guard) = Heard::set();
+        let line = tracing::info_span!("request").in_scope(Line::new);
+        let span = |id, parent| message(What::Span { id, parent, site: site("span") }, &[]);
+        line.say(span(1, Parent::Task));
+        // Taken in before the task is resolved, and told later.
+        let hear = |body: Vec<u8>| line.ear.hear(Some(1), Some(&line.audience), Body::Own(body.into()));
+        let late = [span(2, Parent::Span(1)), span(3, Parent::Task), event(Parent::Task, "late")]
+            .map(|body| hear(body).ok());
+        let over = line.ear.task_over(1).unwrap();
+        // As another thread may be about to.
+        let child = line.ear.hear(Some(1), None, Body::Own(span(4, Parent::Span(1)).into())).ok().flatten();
+        child.unwrap().pass_on();
+        assert_eq!(heard.open(), 2);
+        over.pass_on();
+        line.audience.leave();
+        assert_eq!(heard.open(), 0);
+        late.into_iter().flatten().flatten().for_each(Said::pass_on);
+        assert_eq!(heard.open(), 0);
+        assert!(matches!(lock(&heard.0).events[..], [("late", None)]));
+        line.end_task();
+        assert!(lock(&line.ear.over).is_empty());
+    }
+
+    #[test]
+    fn a_span_closes_with_the_task_of_its_parent() {
+        let (heard, _guard) = Heard::set();
+        let line = tracing::info_span!("request").in_scope(Line::new);
+        line.say(message(What::Span { id: 1, parent: Parent::Task, site: site("span") }, &[]));
+        for (task, audience) in [(Some(7), None), (None, None), (Some(8), Some(&line.audience))] {
+            let child = What::Span { id: 2, parent: Parent::Span(1), site: site("child") };
+            let said = line.ear.hear(task, audience, Body::Own(message(child, &[]).into()));
+            said.ok().flatten().unwrap().pass_on();
+        }
+        assert_eq!(heard.open(), 3);
+        line.end_task();
+        line.audience.leave();
+        assert_eq!(heard.open(), 0);
+    }
+
+    #[test]
     fn what_nobody_asked_for_is_not_told() {
         let (heard, _guard) = Heard::set();
         let mut off = Forwarding::default();
