@@ -11,6 +11,9 @@ pub(crate) const LONGEST: usize = 16 * 1024;
 /// The most fields that a span or an event may have.
 pub(crate) const MOST_FIELDS: usize = 32;
 
+/// The most spans at a time that a worker tells of.
+pub(crate) const MOST_SPANS: usize = 512;
+
 /// The longest name, target, module path and the like.
 pub(crate) const LONGEST_NAME: usize = 256;
 
@@ -119,9 +122,12 @@ pub(crate) enum Value<'a> {
     Error(#[serde(borrow)] Vec<&'a str>),
 }
 
-/// Takes a message apart; the values are in the rest.
+/// Takes a message apart; the values are in the rest. More spans than there can be are not over.
 pub(crate) fn read_head(message: &[u8]) -> Option<(Head<'_>, &[u8])> {
     let (mut head, rest) = postcard::take_from_bytes::<Head<'_>>(message).ok()?;
+    if head.closed.len() > 2 * MOST_SPANS {
+        return None;
+    }
     match &mut head.what {
         What::Event { site, .. } | What::Span { site, .. } => site.bound(),
         What::Log { target, module, file, .. } => {
@@ -193,6 +199,13 @@ mod tests {
         let (read, rest) = read_head(&message).unwrap();
         assert_eq!(read, head);
         assert_eq!(read_values(rest), values);
+    }
+
+    #[test]
+    fn no_more_spans_are_over_than_there_can_be() {
+        let of = |spans| Head { lost: Lost::default(), closed: vec![1; spans], what: What::Nothing };
+        let is_read = |spans| read_head(&postcard::to_stdvec(&of(spans)).unwrap()).is_some();
+        assert!(is_read(2 * MOST_SPANS) && !is_read(2 * MOST_SPANS + 1));
     }
 
     #[test]

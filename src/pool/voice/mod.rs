@@ -294,7 +294,7 @@ impl Said {
         match &self.what {
             Matter::Message(message) => match read_head(message) {
                 Some((head, rest)) => {
-                    head.closed.iter().for_each(|id| self.ear.close(*id));
+                    self.ear.close(&head.closed);
                     self.tell_lost(head.lost);
                     self.tell_what(head.what, rest);
                 }

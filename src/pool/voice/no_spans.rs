@@ -31,7 +31,7 @@ impl Around {
 pub(super) struct Spans;
 
 impl Ear {
-    pub(super) fn close(&self, _: u64) {}
+    pub(super) fn close(&self, _: &[u64]) {}
 
     pub(super) fn close_those_of(&self, _: Option<u64>) {}
 

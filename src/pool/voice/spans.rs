@@ -2,7 +2,7 @@
 
 use super::sites::{self, Site};
 use super::{Ear, Said, lock};
-use crate::wire::voice::{Lost, Parent, Site as Described, Value, What, read_values};
+use crate::wire::voice::{self, Lost, Parent, Site as Described, Value, What, read_values};
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
@@ -15,7 +15,7 @@ use tracing_core::subscriber::NoSubscriber;
 use tracing_core::{Dispatch, Event, Kind, Level, LevelFilter, Metadata, dispatcher};
 
 /// The most spans of a worker that are open at a time: twice as many as one that means well has.
-const MOST_SPANS: usize = 1024;
+const MOST_SPANS: usize = 2 * voice::MOST_SPANS;
 
 static LOST: DefaultCallsite = DefaultCallsite::new(&LOST_METADATA);
 static LOST_METADATA: Metadata<'static> = tracing_core::metadata! {
@@ -96,9 +96,15 @@ struct Open {
 }
 
 impl Ear {
-    pub(super) fn close(&self, id: u64) {
+    pub(super) fn close(&self, ids: &[u64]) {
+        if ids.is_empty() {
+            return;
+        }
         // Dropped when the lock is let go, as that runs foreign code.
-        let closed = lock(&self.spans).0.remove(&id);
+        let closed: Vec<Open> = {
+            let mut spans = lock(&self.spans);
+            ids.iter().filter_map(|id| spans.0.remove(id)).collect()
+        };
         drop(closed);
     }
 

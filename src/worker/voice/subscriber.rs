@@ -2,7 +2,7 @@
 
 use super::message::{Rest, name};
 use super::{Kind, TASK, TRACING, close, lose_span, outermost, speak};
-use crate::wire::voice::{MOST_FIELDS, Parent, Site, Value, What, cut};
+use crate::wire::voice::{MOST_FIELDS, MOST_SPANS, Parent, Site, Value, What, cut};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::error::Error;
@@ -14,9 +14,6 @@ use tracing_core::field::{Field, Visit};
 use tracing_core::span::{Attributes, Current, Id, Record};
 use tracing_core::subscriber::Interest;
 use tracing_core::{Dispatch, Event, Kind as Sort, Level, LevelFilter, Metadata, Subscriber, dispatcher};
-
-/// The most spans at a time that the pool is told of.
-const MOST_SPANS: usize = 512;
 
 /// Marks the id of the span that a task was submitted in, which is the pool's: with the task's number
 /// plus one.
