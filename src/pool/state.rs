@@ -52,6 +52,8 @@ pub(super) type Warmth = Result<(), PoolError>;
 #[derive(Default)]
 pub(super) struct Links(pub(super) Vec<Option<Link>>);
 
+// Nearly all are ready, and looked at with every task.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Link {
     Starting { called_off: CancellationToken },
     Ready(ReadyLink),

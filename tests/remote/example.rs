@@ -1,6 +1,6 @@
 //! The example that brings its cluster along.
 
-use super::servers::{Missing, find};
+use super::servers::{Missing, await_that, find};
 use super::stage::{asked_for, skip};
 use std::path::PathBuf;
 use std::process::Command;
@@ -52,6 +52,6 @@ fn a_program_in_an_allocation_has_its_workers_there() {
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{stderr}");
         assert!(stderr.contains("4 workers in") && stdout.contains("workers: 4"), "{stdout}{stderr}");
-        assert!(cluster.ask("squeue", &["--noheader"]).is_empty());
+        await_that("the queue is empty", || cluster.ask("squeue", &["--noheader"]).is_empty());
     });
 }
