@@ -17,6 +17,9 @@ pub(crate) const MOST_SPANS: usize = 512;
 /// The longest name, target, module path and the like.
 pub(crate) const LONGEST_NAME: usize = 256;
 
+/// The longest name of a field of a span or an event.
+pub(crate) const LONGEST_FIELD: usize = 64;
+
 /// The most causes of an error.
 pub(crate) const MOST_CAUSES: usize = 8;
 
@@ -149,7 +152,7 @@ impl Site<'_> {
         self.module = self.module.map(|module| cut(module, LONGEST_NAME));
         self.file = self.file.map(|file| cut(file, LONGEST_NAME));
         self.fields.truncate(MOST_FIELDS);
-        self.fields.iter_mut().for_each(|name| *name = cut(name, LONGEST_NAME / 4));
+        self.fields.iter_mut().for_each(|name| *name = cut(name, LONGEST_FIELD));
     }
 }
 
@@ -222,6 +225,6 @@ mod tests {
         };
         assert_eq!((site.name.len(), site.target.len()), (LONGEST_NAME, LONGEST_NAME));
         assert_eq!((site.module.unwrap().len(), site.file.unwrap().len()), (LONGEST_NAME, LONGEST_NAME));
-        assert_eq!((site.fields.len(), site.fields[0].len()), (MOST_FIELDS, LONGEST_NAME / 4));
+        assert_eq!((site.fields.len(), site.fields[0].len()), (MOST_FIELDS, LONGEST_FIELD));
     }
 }

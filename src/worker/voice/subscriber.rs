@@ -2,7 +2,7 @@
 
 use super::message::{Rest, name};
 use super::{Kind, TASK, TRACING, close, lose_span, outermost, speak};
-use crate::wire::voice::{MOST_FIELDS, MOST_SPANS, Parent, Site, Value, What, cut};
+use crate::wire::voice::{LONGEST_FIELD, MOST_FIELDS, MOST_SPANS, Parent, Site, Value, What, cut};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::error::Error;
@@ -272,7 +272,12 @@ fn site_of<'a>(metadata: &Metadata<'a>) -> Site<'a> {
         module: metadata.module_path().map(name),
         file: metadata.file().map(name),
         line: metadata.line(),
-        fields: metadata.fields().iter().take(MOST_FIELDS).map(|field| name(field.name())).collect(),
+        fields: metadata
+            .fields()
+            .iter()
+            .take(MOST_FIELDS)
+            .map(|field| cut(field.name(), LONGEST_FIELD))
+            .collect(),
     }
 }
 
@@ -332,5 +337,26 @@ impl Visit for Visitor<'_> {
         if let Some(index) = index(field) {
             self.0.add_shown(index, value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static LONG: DefaultCallsite = DefaultCallsite::new(&LONG_METADATA);
+    static LONG_METADATA: Metadata<'static> = tracing_core::metadata! {
+        name: "event",
+        target: "a",
+        level: Level::INFO,
+        fields: &["n", "a_name_that_is_much_longer_than_what_any_pool_would_keep_of_it_in_its_memory"],
+        callsite: &LONG,
+        kind: Sort::EVENT,
+    };
+
+    #[test]
+    fn names_of_fields_are_cut_to_what_is_kept() {
+        let lengths: Vec<_> = site_of(&LONG_METADATA).fields.iter().map(|name| name.len()).collect();
+        assert_eq!(lengths, [1, LONGEST_FIELD]);
     }
 }
