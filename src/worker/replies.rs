@@ -8,13 +8,20 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::os::fd::OwnedFd;
+#[cfg(any(feature = "log", feature = "tracing"))]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, TryLockError};
 
 /// Bodies up to this size are copied behind their head, to leave in one write.
 const COPY_LIMIT: usize = 16 * 1024;
 
 /// The stream of replies.
-pub(super) struct Replies(Mutex<Stream>);
+pub(super) struct Replies {
+    stream: Mutex<Stream>,
+    /// Whether what tasks log goes through the ring.
+    #[cfg(any(feature = "log", feature = "tracing"))]
+    logs_in_ring: AtomicBool,
+}
 
 struct Stream {
     pipe: File,
@@ -34,7 +41,7 @@ struct Stream {
 
 impl Replies {
     pub(super) fn new(pipe: OwnedFd, page: Option<&'static Page>) -> Replies {
-        Replies(Mutex::new(Stream {
+        let stream = Mutex::new(Stream {
             pipe: pipe.into(),
             page,
             tail: 0,
@@ -44,13 +51,20 @@ impl Replies {
             is_ready: false,
             #[cfg(any(feature = "log", feature = "tracing"))]
             bell: voice::Bell::default(),
-        }))
+        });
+        Replies {
+            stream,
+            #[cfg(any(feature = "log", feature = "tracing"))]
+            logs_in_ring: AtomicBool::new(false),
+        }
     }
 
     /// Says something of no task, through the pipe.
     pub(super) fn greet(&self, head: &Reply) {
         self.with(|stream| {
             stream.is_ready |= matches!(head, Reply::Ready);
+            #[cfg(any(feature = "log", feature = "tracing"))]
+            self.logs_in_ring.store(stream.is_ready && stream.page.is_some(), Ordering::Relaxed);
             stream.write(head, &[])
         });
     }
@@ -83,7 +97,7 @@ impl Replies {
 
     /// Tells how far a task has got, unless that would have to wait; whether it was told.
     pub(super) fn try_report(&self, seq: u64, progress: &Progress) -> bool {
-        let mut stream = match self.0.try_lock() {
+        let mut stream = match self.stream.try_lock() {
             Ok(stream) => stream,
             Err(TryLockError::Poisoned(stream)) => stream.into_inner(),
             Err(TryLockError::WouldBlock) => return false,
@@ -101,7 +115,7 @@ impl Replies {
 
     /// A pool that is gone ends the process.
     fn with(&self, send: impl FnOnce(&mut Stream) -> std::io::Result<()>) {
-        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         if send(&mut stream).is_err() {
             exit_now(1);
         }
@@ -216,14 +230,16 @@ mod voice {
     use super::*;
     use crate::sys::monotonic_now;
     use crate::wire::voice::LONGEST;
-    use std::sync::TryLockError;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::MutexGuard;
 
     /// So much goes into a pipe that has room at all.
     const PIPE_BUF: usize = 4096;
 
     /// What frames and heads add.
     const FRAME: usize = 64;
+
+    /// How often it is tried to say something while others do.
+    const TRIES: usize = 8;
 
     /// The pool is woken for what is logged at most this often; what comes meanwhile is told later.
     const PAUSE: u64 = 2_000_000;
@@ -244,18 +260,34 @@ mod voice {
     impl Replies {
         /// The longest body that there may be room for.
         pub(in crate::worker) fn longest_to_say(&self) -> usize {
-            let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if stream.page.is_some() && stream.is_ready { LONGEST } else { PIPE_BUF - FRAME }
+            if self.logs_in_ring.load(Ordering::Relaxed) { LONGEST } else { PIPE_BUF - FRAME }
         }
 
-        /// Says something if there is much room for it.
+        /// Says something if there is much room for it, and nobody else is about to say anything for long.
         pub(in crate::worker) fn try_say(&self, head: &Reply, body: &[u8]) -> bool {
-            let mut is_said = false;
-            self.with(|stream| {
-                is_said = stream.try_say(head, body)?;
-                Ok(())
-            });
-            is_said
+            let Some(mut stream) = self.hold_soon() else { return false };
+            match stream.try_say(head, body) {
+                Ok(is_said) => is_said,
+                Err(_) => exit_now(1),
+            }
+        }
+
+        /// Whoever says something short is let through; who waits for the pool is not waited for.
+        fn hold_soon(&self) -> Option<MutexGuard<'_, Stream>> {
+            (0..TRIES).find_map(|tried| {
+                if tried > 0 {
+                    std::thread::yield_now();
+                }
+                self.hold_now()
+            })
+        }
+
+        fn hold_now(&self) -> Option<MutexGuard<'_, Stream>> {
+            match self.stream.try_lock() {
+                Ok(stream) => Some(stream),
+                Err(TryLockError::Poisoned(stream)) => Some(stream.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            }
         }
 
         /// Wakes the pool for what was said quietly.
@@ -264,11 +296,7 @@ mod voice {
                 return;
             }
             // Who holds it is about to say something, or waits for the pool, which is awake then.
-            let mut stream = match self.0.try_lock() {
-                Ok(stream) => stream,
-                Err(TryLockError::Poisoned(stream)) => stream.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
+            let Some(mut stream) = self.hold_now() else { return };
             if stream.ring().is_err() {
                 exit_now(1);
             }
@@ -320,5 +348,23 @@ mod voice {
             let polled = poll(&mut fds, Some(&Timespec::default()));
             matches!(polled, Ok(1..)) && fds[0].revents().contains(PollFlags::OUT)
         }
+    }
+}
+
+#[cfg(all(test, any(feature = "log", feature = "tracing")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_logged_waits_for_nobody() {
+        let (_ours, theirs) = rustix::pipe::pipe().unwrap();
+        let replies = Replies::new(theirs, None);
+        let voice = Reply::Voice { task: None };
+        {
+            // Somebody waits for the pool to read.
+            let _held = replies.stream.lock().unwrap();
+            assert!(replies.longest_to_say() > 0 && !replies.try_say(&voice, &[1]));
+        }
+        assert!(replies.try_say(&voice, &[1]));
     }
 }

@@ -213,9 +213,13 @@ pub(super) fn end() {
     if HAS_REST.load(Ordering::Relaxed)
         && let Some(voice) = VOICE.get()
     {
-        let mut account = voice.account();
-        let (task, message) = compose(&mut account, What::Nothing, &[]);
-        account.settle();
+        let (task, message) = {
+            let mut account = voice.account();
+            let composed = compose(&mut account, What::Nothing, &[]);
+            account.settle();
+            composed
+        };
+        // It may have to wait for the pool, which threads that log do not.
         voice.replies.send(&Reply::Voice { task }, &message);
     }
     TASK.store(0, Ordering::Relaxed);
