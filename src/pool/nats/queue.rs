@@ -30,6 +30,9 @@ const MAX_WAITING: i64 = 1 << 16;
 /// How long the last that was sent may take to be with the server.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// After how long it is asked again whether a connection is closed.
+const LAST_FLUSH: Duration = Duration::from_millis(20);
+
 /// How often the server is asked to delete a message, if it does not answer.
 const DELETIONS: u32 = 5;
 
@@ -355,8 +358,9 @@ impl Link {
         self.echo().await;
         let closed = async {
             let _ = self.client.drain().await;
-            // Until there is nobody any more who would do it.
-            while self.client.flush().await.is_ok() {
+            // Until there is nobody any more who would do it. A request to flush that is made just as the
+            // client's task ends is never answered, but a later one fails.
+            while !matches!(tokio::time::timeout(LAST_FLUSH, self.client.flush()).await, Ok(Err(_))) {
                 tokio::task::yield_now().await;
             }
         };
