@@ -14,10 +14,14 @@ mod common;
 mod agents;
 mod control;
 mod errors;
+mod example;
 mod losses;
 mod payloads;
 mod priorities;
+mod replicas;
 mod security;
 mod server;
+#[path = "../../examples/cluster/servers.rs"]
+mod servers;
 mod shapes;
 mod stage;

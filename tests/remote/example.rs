@@ -20,16 +20,15 @@ fn the_checksum_job_runs_on_both_nodes() {
     }
     super::common::alone(|| {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
-        let output = Command::new(example("cluster")).arg(folder).output().unwrap();
-        let (stdout, stderr) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let output = Command::new(example("cluster")).args(["slurm", folder]).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{stderr}");
         assert!(stderr.contains("on: n1 n1 n2 n2"), "{stderr}");
         let files = walkdir::WalkDir::new(folder)
             .into_iter()
             .filter(|entry| entry.as_ref().unwrap().file_type().is_file());
-        let expected = format!("files: {}, ", files.count());
-        assert!(stdout.starts_with(&expected) && stdout.contains("workers: 4"), "{stdout}");
+        let expected = format!("slurm: files: {}, ", files.count());
+        assert!(stderr.contains(&expected) && stderr.contains("workers: 4"), "{stderr}");
     });
 }
 
@@ -46,12 +45,15 @@ fn a_program_in_an_allocation_has_its_workers_there() {
         };
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
         let mut command = Command::new("salloc");
-        command.args(["--nodes=2", "--ntasks=4"]).arg(example("cluster")).args(["--existing", folder]);
+        command.args(["--nodes=2", "--ntasks=4"]).arg(example("cluster")).args([
+            "slurm",
+            "--existing",
+            folder,
+        ]);
         let output = command.env("SLURM_CONF", cluster.config()).output().unwrap();
-        let (stdout, stderr) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{stderr}");
-        assert!(stderr.contains("4 workers in") && stdout.contains("workers: 4"), "{stdout}{stderr}");
+        assert!(stderr.contains("slurm: ready in") && stderr.contains("workers: 4"), "{stderr}");
         await_that("the queue is empty", || cluster.ask("squeue", &["--noheader"]).is_empty());
     });
 }

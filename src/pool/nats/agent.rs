@@ -9,7 +9,7 @@ mod serve;
 mod work;
 
 use super::message::Key;
-use super::queue::{LEVELS, Link, Queue, consumer_config};
+use super::queue::{LEVELS, Link, NoLink, Queue, consumer_config};
 use crate::pool::ProcessPool;
 use crate::pool::builder::Builder;
 use crate::pool::cell::Cell;
@@ -26,7 +26,10 @@ use tokio_util::task::TaskTracker;
 use work::DONE;
 
 /// How long the first connection may take, tries included.
-const FIRST_CONNECTION: Duration = Duration::from_secs(10);
+const FIRST_CONNECTION: Duration = Duration::from_secs(30);
+
+/// The pause between two of them.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How many tasks that are done are kept in mind, in case the server has lost its notes and hands one of
 /// them out again.
@@ -104,8 +107,8 @@ impl Agent {
     /// It must be called on a tokio runtime, on which the agent then lives.
     ///
     /// # Errors
-    /// As [`Builder::build`], and [`PoolError::Queue`] when the queue cannot be reached within ten seconds
-    /// or must not be used.
+    /// As [`Builder::build`], and [`PoolError::Queue`] when the queue cannot be reached within half a
+    /// minute or must not be used.
     ///
     /// # Cancel safety
     /// Dropping the future gives the agent up before it has taken anything.
@@ -178,26 +181,35 @@ impl fmt::Debug for Agent {
 
 /// Connects, and makes what tasks of this build are taken from.
 async fn connect(queue: &Queue) -> Result<Link, PoolError> {
+    let mut reason = "nothing answers".to_owned();
     let tries = async {
         loop {
-            match Link::open(queue, None).await {
+            let opened = async {
+                let link = Link::open(queue, None).await?;
+                make_consumers(queue, &link).await?;
+                Ok(link)
+            };
+            match opened.await {
                 Ok(link) => return Ok(link),
-                Err(super::queue::NoLink::Unreachable(_)) => {}
+                Err(NoLink::Unreachable(why) | NoLink::Busy(why)) => reason = why,
                 Err(refusal) => return Err(refusal.into_error()),
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(PAUSE).await;
         }
     };
-    let late = |_| PoolError::Queue { reason: "the server cannot be reached".into() };
-    let link = tokio::time::timeout(FIRST_CONNECTION, tries).await.map_err(late)??;
-    make_consumers(queue, &link).await.map_err(|reason| PoolError::Queue { reason })?;
-    Ok(link)
+    match tokio::time::timeout(FIRST_CONNECTION, tries).await {
+        Ok(link) => link,
+        Err(_) => {
+            let within = FIRST_CONNECTION.as_secs();
+            Err(PoolError::Queue { reason: format!("it could not be used within {within} s: {reason}") })
+        }
+    }
 }
 
-async fn make_consumers(queue: &Queue, link: &Link) -> Result<(), String> {
+async fn make_consumers(queue: &Queue, link: &Link) -> Result<(), NoLink> {
     for level in LEVELS {
         let made = link.stream.create_consumer(consumer_config(queue, &link.names, level)).await;
-        made.map_err(|error| format!("its consumers cannot be made: {error}"))?;
+        made.map_err(|error| NoLink::of("its consumers cannot be made", &error))?;
     }
     Ok(())
 }

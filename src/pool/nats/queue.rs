@@ -8,7 +8,7 @@ use async_nats::jetstream::stream::{
     Config, DeleteMessageErrorKind, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType,
     Stream,
 };
-use async_nats::jetstream::{Context, object_store};
+use async_nats::jetstream::{Context, ErrorCode, object_store};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
 use futures::StreamExt;
 use std::fmt;
@@ -32,6 +32,13 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// After how long it is asked again whether a connection is closed.
 const LAST_FLUSH: Duration = Duration::from_millis(20);
+
+/// What the server says while it cannot do something, and may be able to later.
+const UNAVAILABLE: usize = 503;
+
+/// And what it says so for, although it is for good.
+const NOT_ENABLED: [ErrorCode; 2] =
+    [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT];
 
 /// How often the server is asked to delete a message, if it does not answer.
 const DELETIONS: u32 = 5;
@@ -287,13 +294,28 @@ pub(super) struct Link {
 pub(super) enum NoLink {
     /// It may be there in a moment.
     Unreachable(String),
+    /// It is there, but has not done what it was asked to, which may pass.
+    Busy(String),
     /// That is not going to change by itself.
     Refused(String),
 }
 
 impl NoLink {
+    /// What comes of an error of JetStream's. A server that does not answer, or is about to agree with others
+    /// on who leads, may do what it is asked in a moment.
+    pub(super) fn of(what: &str, error: &(dyn std::error::Error + 'static)) -> NoLink {
+        let reason = format!("{what}: {error}");
+        let mut causes = std::iter::successors(Some(error), |error| error.source());
+        let cause = causes.find_map(|error| error.downcast_ref::<async_nats::jetstream::Error>());
+        let passes = match cause {
+            Some(cause) => cause.code() == UNAVAILABLE && !NOT_ENABLED.contains(&cause.error_code()),
+            None => reason.contains("timed out"),
+        };
+        if passes { NoLink::Busy(reason) } else { NoLink::Refused(reason) }
+    }
+
     pub(super) fn into_error(self) -> PoolError {
-        let (NoLink::Unreachable(reason) | NoLink::Refused(reason)) = self;
+        let (NoLink::Unreachable(reason) | NoLink::Busy(reason) | NoLink::Refused(reason)) = self;
         PoolError::Queue { reason }
     }
 }
@@ -310,9 +332,8 @@ impl Link {
         })?;
         let jetstream = async_nats::jetstream::new(client.clone());
         let names = queue.names();
-        let (stream, capacity) =
-            stream(&jetstream, queue, &names, capacity).await.map_err(NoLink::Refused)?;
-        let objects = bucket(&jetstream, queue, &names).await.map_err(NoLink::Refused)?;
+        let (stream, capacity) = stream(&jetstream, queue, &names, capacity).await?;
+        let objects = bucket(&jetstream, queue, &names).await?;
         let inbox = client.new_inbox();
         let me = inbox.rsplit('.').next().unwrap_or_default().to_owned();
         Ok(Link { client, jetstream, stream, objects, names, me, capacity })
@@ -324,7 +345,7 @@ impl Link {
     }
 
     /// Makes the queue again, should the server have lost it.
-    pub(super) async fn renew(&self, queue: &Queue, capacity: Option<usize>) -> Result<(), String> {
+    pub(super) async fn renew(&self, queue: &Queue, capacity: Option<usize>) -> Result<(), NoLink> {
         stream(&self.jetstream, queue, &self.names, capacity).await?;
         bucket(&self.jetstream, queue, &self.names).await.map(drop)
     }
@@ -384,7 +405,7 @@ async fn stream(
     queue: &Queue,
     names: &Names,
     capacity: Option<usize>,
-) -> Result<(Stream<()>, Option<usize>), String> {
+) -> Result<(Stream<()>, Option<usize>), NoLink> {
     let limit = |capacity: usize| i64::try_from(capacity).unwrap_or(i64::MAX);
     let there = jetstream.get_stream(&names.stream).await;
     let mut config = match there {
@@ -394,14 +415,14 @@ async fn stream(
             let made = jetstream.create_stream(config).await;
             // Somebody else may just have made it, with another capacity.
             let stream = jetstream.get_stream(&names.stream).await.map_err(|error| {
-                let error = made.err().map_or(error.to_string(), |error| error.to_string());
-                format!("its stream can be neither found nor made: {error}")
+                let what = "its stream can be neither found nor made";
+                made.err().map_or_else(|| NoLink::of(what, &error), |error| NoLink::of(what, &error))
             })?;
             stream.cached_info().config.clone()
         }
     };
     if config.retention != RetentionPolicy::WorkQueue || config.discard != DiscardPolicy::New {
-        return Err(format!("the stream `{}` is not one of this crate's", names.stream));
+        return Err(NoLink::Refused(format!("the stream `{}` is not one of this crate's", names.stream)));
     }
     if let Some(capacity) = capacity
         && config.max_messages_per_subject != limit(capacity)
@@ -409,9 +430,10 @@ async fn stream(
         config.max_messages_per_subject = limit(capacity);
         config.discard_new_per_subject = true;
         let done = jetstream.update_stream(config.clone()).await;
-        done.map_err(|error| format!("its capacity cannot be set: {error}"))?;
+        done.map_err(|error| NoLink::of("its capacity cannot be set", &error))?;
     }
-    let stream = jetstream.get_stream_no_info(&names.stream).await.map_err(|error| error.to_string())?;
+    let stream = jetstream.get_stream_no_info(&names.stream).await;
+    let stream = stream.map_err(|error| NoLink::of("its stream cannot be used", &error))?;
     Ok((stream, usize::try_from(config.max_messages_per_subject).ok().filter(|most| *most > 0)))
 }
 
@@ -440,7 +462,7 @@ fn storage(queue: &Queue) -> StorageType {
     if queue.in_memory { StorageType::Memory } else { StorageType::File }
 }
 
-async fn bucket(jetstream: &Context, queue: &Queue, names: &Names) -> Result<Objects, String> {
+async fn bucket(jetstream: &Context, queue: &Queue, names: &Names) -> Result<Objects, NoLink> {
     let store = match jetstream.get_object_store(&names.stream).await {
         Ok(store) => store,
         Err(_) => {
@@ -453,11 +475,13 @@ async fn bucket(jetstream: &Context, queue: &Queue, names: &Names) -> Result<Obj
                 num_replicas: queue.replicas,
                 ..object_store::Config::default()
             });
-            made.await.map_err(|error| format!("its object store can be neither found nor made: {error}"))?
+            made.await
+                .map_err(|error| NoLink::of("its object store can be neither found nor made", &error))?
         }
     };
     let stream = jetstream.get_stream_no_info(format!("OBJ_{}", names.stream)).await;
-    Ok(Objects::new(store, stream.map_err(|error| error.to_string())?, &names.stream))
+    let stream = stream.map_err(|error| NoLink::of("its object store cannot be used", &error))?;
+    Ok(Objects::new(store, stream, &names.stream))
 }
 
 /// What agents of this build take tasks of a level from.

@@ -19,6 +19,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 /// After so many refusals in a row the queue counts as broken, until it works again.
 const REFUSALS: u32 = 3;
 
+/// So it does when the server is there, but has not made it for so long.
+const BUSY: Duration = Duration::from_secs(30);
+
 /// How long what is left in the queue may take to be cleared up when the pool ends.
 const LAST_ERRANDS: Duration = Duration::from_secs(5);
 
@@ -78,7 +81,7 @@ struct Ears {
 
 /// Connects, however long it takes; `None` if there is nothing to connect for any more.
 async fn connect(core: &Arc<Core>) -> Option<(Arc<Link>, Ears)> {
-    let (mut pause, mut refusals) = (PAUSES.0, 0);
+    let (mut pause, mut refusals, mut busy_since) = (PAUSES.0, 0, None);
     loop {
         let opened = async {
             let link = Link::open(&core.queue, core.capacity).await?;
@@ -95,8 +98,18 @@ async fn connect(core: &Arc<Core>) -> Option<(Arc<Link>, Ears)> {
                 return Some(link);
             }
             Err(refusal) => {
-                refusals += u32::from(matches!(refusal, NoLink::Refused(_)));
-                if refusals >= REFUSALS {
+                let is_hopeless = match &refusal {
+                    NoLink::Unreachable(_) => {
+                        busy_since = None;
+                        false
+                    }
+                    NoLink::Busy(_) => busy_since.get_or_insert_with(Instant::now).elapsed() > BUSY,
+                    NoLink::Refused(_) => {
+                        refusals += 1;
+                        refusals >= REFUSALS
+                    }
+                };
+                if is_hopeless {
                     core.broken(&refusal.into_error());
                 }
             }
