@@ -1,21 +1,29 @@
 //! The example that brings its agents along.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
+use crate::common::eventually;
+use crate::servers::Missing;
+use crate::slurm::Cluster;
 use crate::stage::play;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
 
 /// Where cargo puts the examples: beside the directory that this test was built into.
-fn cluster(arguments: &[&str]) -> Command {
+fn program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let program: PathBuf = test.parent().unwrap().parent().unwrap().join("examples").join("cluster");
+    let program = test.parent().unwrap().parent().unwrap().join("examples").join("cluster");
     assert!(program.is_file(), "built by `cargo build --all-features --example cluster`");
-    let mut command = Command::new(program);
+    program
+}
+
+fn cluster(arguments: &[&str]) -> Command {
+    let mut command = Command::new(program());
     command.args(arguments).kill_on_drop(true);
     command
 }
@@ -75,6 +83,48 @@ fn the_checksum_job_runs_on_an_agent_that_is_there() {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert!(said.next_line().await.unwrap().unwrap().ends_with(" tasks"));
         assert!(agent.wait().await.unwrap().success());
+        stage
+    });
+}
+
+/// The script that the documentation gives, with other sizes.
+#[test]
+fn agents_may_be_a_job_array_of_slurm() {
+    play(async |stage| {
+        let slurm = match Cluster::start() {
+            Ok(slurm) => slurm,
+            Err(Missing(why)) => {
+                assert!(std::env::var_os("PROCESSION_TEST_SKIPS_NOTHING").is_none(), "{why}");
+                println!("skipped: {why}");
+                return stage;
+            }
+        };
+        let (dir, url) = (tempfile::tempdir().unwrap(), stage.server.url());
+        let docs = include_str!("../../docs/distributed_nats.md");
+        let script = docs.split("```sh\n").find(|block| block.contains("#SBATCH")).unwrap();
+        let script = script.split("```").next().unwrap();
+        let script = script
+            .replace("--array=0-49", "--array=0-1")
+            .replace("--cpus-per-task=16", "--cpus-per-task=2")
+            .replace("/shared/images/service agent", &format!("{} agent {url}", program().display()));
+        let (file, outputs) = (dir.path().join("agents.sh"), dir.path().join("%a.out"));
+        fs::write(&file, script).unwrap();
+        let arguments = ["--parsable", "--output", outputs.to_str().unwrap(), file.to_str().unwrap()];
+        let job = slurm.ask("sbatch", &arguments).pop().expect("sbatch gives the job's number");
+        let said = || {
+            let files = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+            let outputs = files.filter(|path| path.extension().is_some_and(|end| end == "out"));
+            outputs.map(|path| fs::read_to_string(path).unwrap()).collect::<Vec<_>>()
+        };
+        let all_say =
+            |word: &str| said().len() == 2 && said().iter().all(|text| text.trim_end().ends_with(word));
+        eventually("both agents are there", || all_say(": ready")).await;
+        let (list, _) = run(&["agents", "--existing", &url, "--list", FOLDER]).await;
+        assert_eq!(names(&list), files());
+        // As Slurm itself does some time before the limit.
+        slurm.ask("scancel", &["--batch", "--signal=TERM", &job]);
+        eventually("they finish what they have", || all_say(" tasks")).await;
+        eventually("the jobs have ended", || slurm.ask("squeue", &["--noheader"]).is_empty()).await;
         stage
     });
 }

@@ -24,4 +24,6 @@ mod server;
 #[path = "../../examples/cluster/servers.rs"]
 mod servers;
 mod shapes;
+#[path = "../../examples/cluster/slurm.rs"]
+mod slurm;
 mod stage;
