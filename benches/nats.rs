@@ -12,6 +12,7 @@
 //! ```text
 //! cargo bench --features nats --bench nats            # a minute or two
 //! cargo bench --features nats --bench nats -- --quick
+//! cargo bench --features nats --bench nats -- --namespaces    # as root: each agent has a network of its own
 //! ```
 
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ fn main() {
     match words[..] {
         ["agent", url, workers] => runtime.block_on(agent(url, workers.parse().unwrap())),
         ["bare", url] => runtime.block_on(bare_agent(url)),
-        _ => runtime.block_on(compare(words.contains(&"--quick"))),
+        _ => runtime.block_on(compare(words.contains(&"--quick"), words.contains(&"--namespaces"))),
     }
 }
 
@@ -72,8 +73,60 @@ impl Drop for Process {
 }
 
 fn myself(arguments: &[&str]) -> Process {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    Process(command.args(arguments).stdin(Stdio::null()).spawn().unwrap())
+    started(Command::new(std::env::current_exe().unwrap()).args(arguments))
+}
+
+fn started(command: &mut Command) -> Process {
+    Process(command.stdin(Stdio::null()).spawn().unwrap())
+}
+
+/// Network namespaces that reach each other, and this one, over a bridge: machines as far as the network is
+/// concerned. Removed when dropped.
+struct Network(usize);
+
+/// This machine's address on the bridge.
+const GATEWAY: &str = "10.203.0.1";
+
+impl Network {
+    fn new(namespaces: usize) -> Network {
+        let network = Network(namespaces);
+        ip("link add procession type bridge");
+        ip(&format!("addr add {GATEWAY}/24 dev procession"));
+        ip("link set procession up");
+        for n in 0..namespaces {
+            ip(&format!("netns add procession{n}"));
+            ip(&format!("link add procession{n} type veth peer name eth0 netns procession{n}"));
+            ip(&format!("link set procession{n} master procession up"));
+            ip(&format!("-n procession{n} addr add 10.203.0.{}/24 dev eth0", n + 2));
+            ip(&format!("-n procession{n} link set eth0 up"));
+        }
+        network
+    }
+
+    /// This program, in one of them.
+    fn myself(&self, namespace: usize, arguments: &[&str]) -> Process {
+        assert!(namespace < self.0);
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", &format!("procession{namespace}")])
+            .arg(std::env::current_exe().unwrap());
+        started(command.args(arguments))
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // As far as it has come to be.
+        for n in 0..self.0 {
+            let _ = Command::new("ip").args(["netns", "del", &format!("procession{n}")]).status();
+        }
+        let _ = Command::new("ip").args(["link", "del", "procession"]).status();
+    }
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().expect("`ip`, of iproute2");
+    assert!(status.success(), "`ip {arguments}` needs to be run as root");
 }
 
 struct Server {
@@ -82,14 +135,15 @@ struct Server {
     _dir: tempfile::TempDir,
 }
 
-fn server() -> Option<Server> {
+/// A server that listens at this address.
+fn server(address: &str) -> Option<Server> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
     let program = places.map(|place| place.join("nats-server")).find(|program| program.is_file())?;
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let process = Command::new(program)
-        .args(["-js", "-sd", dir.path().to_str().unwrap(), "-a", "127.0.0.1", "-p", "-1"])
+        .args(["-js", "-sd", dir.path().to_str().unwrap(), "-a", address, "-p", "-1"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(&log).unwrap())
@@ -99,8 +153,8 @@ fn server() -> Option<Server> {
     loop {
         let text = std::fs::read_to_string(&log).unwrap();
         if text.contains("Server is ready") {
-            let port = text.lines().find_map(|line| line.split("client connections on 127.0.0.1:").nth(1));
-            let url = format!("nats://127.0.0.1:{}", port.unwrap().trim());
+            let place = text.lines().find_map(|line| line.split("client connections on ").nth(1));
+            let url = format!("nats://{}", place.unwrap().trim());
             return Some(Server { process, url, _dir: dir });
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -225,8 +279,13 @@ async fn pool_with(url: &str, workers: usize) -> ProcessPool {
     pool
 }
 
-async fn compare(is_quick: bool) {
-    let Some(server) = server() else {
+async fn compare(is_quick: bool, has_namespaces: bool) {
+    let network = has_namespaces.then(|| Network::new(4));
+    let machine = |n: usize, arguments: &[&str]| match &network {
+        Some(network) => network.myself(n, arguments),
+        None => myself(arguments),
+    };
+    let Some(server) = server(if has_namespaces { GATEWAY } else { "127.0.0.1" }) else {
         println!("skipped: there is no `nats-server` (Debian: apt-get install nats-server)");
         return;
     };
@@ -235,8 +294,8 @@ async fn compare(is_quick: bool) {
         "one agent with one worker, {PAYLOAD} bytes there and back, medians of {rounds} rounds by turns:"
     );
     let mut bare = Bare::new(&server.url).await;
-    let bare_process = myself(&["bare", &server.url]);
-    let agent = myself(&["agent", &server.url, "1"]);
+    let bare_process = machine(0, &["bare", &server.url]);
+    let agent = machine(0, &["agent", &server.url, "1"]);
     let pool = pool_with(&server.url, 1).await;
     bare.latencies(50).await;
     let (mut alone, mut together) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
@@ -271,7 +330,7 @@ async fn compare(is_quick: bool) {
 
     println!("agents of two workers each, tasks a second: doing nothing (64 in flight), sleeping 10 ms:");
     for agents in 1..=4 {
-        let processes: Vec<_> = (0..agents).map(|_| myself(&["agent", &server.url, "2"])).collect();
+        let processes: Vec<_> = (0..agents).map(|n| machine(n, &["agent", &server.url, "2"])).collect();
         let pool = pool_with(&server.url, 2 * agents).await;
         let nothing = task_throughput(&pool, many / 2, 64, Duration::ZERO).await;
         let sleeping = task_throughput(&pool, 300 * agents, 64, Duration::from_millis(10)).await;
@@ -282,7 +341,7 @@ async fn compare(is_quick: bool) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 
-    let idle: Vec<_> = (0..4).map(|_| myself(&["agent", &server.url, "2"])).collect();
+    let idle: Vec<_> = (0..4).map(|n| machine(n, &["agent", &server.url, "2"])).collect();
     let pool = pool_with(&server.url, 1).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let before = processor_time(pid);
