@@ -7,6 +7,8 @@ use super::{Inner, make_consumers};
 use crate::pool::stats::WorkerState;
 use async_nats::Message;
 use async_nats::client::RequestErrorKind;
+use async_nats::datetime::{self, DateTime};
+use async_nats::jetstream::consumer::Info;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use std::sync::Arc;
@@ -93,20 +95,52 @@ pub(super) async fn remove_old_builds(inner: Arc<Inner>) {
     let link = &inner.link;
     let mut consumers = link.stream.consumers();
     while let Ok(Some(info)) = consumers.try_next().await {
-        let is_old = |time: &async_nats::datetime::DateTime| {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            i128::try_from(now.as_nanos()).unwrap_or(0) - time.unix_timestamp_nanos() > OLD.as_nanos() as i128
-        };
-        let last = info.delivered.last_active.as_ref().unwrap_or(&info.created);
-        let is_idle = info.num_waiting == 0 && info.num_pending == 0 && info.num_ack_pending == 0;
-        if is_idle && is_old(last) && is_old(&info.created) && !link.names.is_ours(&info.name) {
-            let has_tasks = match link.stream.info_with_subjects(&info.config.filter_subject).await {
-                Ok(mut subjects) => !matches!(subjects.try_next().await, Ok(None)),
-                Err(_) => true,
-            };
-            if !has_tasks {
-                let _ = link.stream.delete_consumer(&info.name).await;
-            }
+        if !is_abandoned(&info, datetime::now()) || link.names.is_ours(&info.name) {
+            continue;
         }
+        let has_tasks = match link.stream.info_with_subjects(&info.config.filter_subject).await {
+            Ok(mut subjects) => !matches!(subjects.try_next().await, Ok(None)),
+            Err(_) => true,
+        };
+        if !has_tasks {
+            let _ = link.stream.delete_consumer(&info.name).await;
+        }
+    }
+}
+
+/// Whether a consumer has neither tasks nor agents, and has not had any for long.
+fn is_abandoned(info: &Info, now: DateTime) -> bool {
+    let is_idle = info.num_waiting == 0 && info.num_pending == 0 && info.num_ack_pending == 0;
+    let last = info.delivered.last_active.unwrap_or(info.created).max(info.created);
+    is_idle && datetime::add_std_duration(last, OLD).is_ok_and(|time| time < now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(created: &str, last_active: Option<&str>, waiting: u32) -> Info {
+        let mut sequence = serde_json::json!({"consumer_seq": 1, "stream_seq": 1});
+        if let Some(time) = last_active {
+            sequence["last_active"] = time.into();
+        }
+        let info = serde_json::json!({
+            "stream_name": "procession-images", "name": "abc-normal", "created": created,
+            "config": {"deliver_policy": "all", "ack_policy": "explicit", "replay_policy": "instant"},
+            "delivered": sequence, "ack_floor": sequence,
+            "num_ack_pending": 0, "num_redelivered": 0, "num_waiting": waiting, "num_pending": 0,
+        });
+        serde_json::from_value(info).unwrap()
+    }
+
+    #[test]
+    fn a_build_is_abandoned_when_nothing_was_done_for_it_in_a_week() {
+        let now = datetime::parse_rfc3339("2026-05-20T12:00:00Z").unwrap();
+        let (old, young) = ("2026-05-13T11:59:59Z", "2026-05-13T12:00:01Z");
+        assert!(is_abandoned(&info(old, None, 0), now));
+        assert!(is_abandoned(&info(old, Some(old), 0), now));
+        assert!(!is_abandoned(&info(young, None, 0), now), "agents may be about to come");
+        assert!(!is_abandoned(&info(old, Some(young), 0), now), "it had a task");
+        assert!(!is_abandoned(&info(old, Some(old), 1), now), "an agent waits");
     }
 }
