@@ -87,41 +87,79 @@ fn openssl(dir: &Path, arguments: &str) -> bool {
     done.is_ok_and(|output| output.status.success())
 }
 
+/// An authority, `ca.pem`, and certificates by it of a server and a client, each with its key.
+fn certificates() -> Option<tempfile::TempDir> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
+    let request = |name: &str| {
+        format!("req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}")
+    };
+    let sign = |name: &str| {
+        format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out {name}.pem"
+        )
+    };
+    let steps = [
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=ca".to_owned(),
+        request("server"),
+        sign("server"),
+        request("client"),
+        sign("client"),
+    ];
+    if steps.iter().all(|step| openssl(dir.path(), step)) {
+        return Some(dir);
+    }
+    assert!(std::env::var_os("PROCESSION_NATS_REQUIRED").is_none(), "openssl makes no certificate");
+    println!("skipped: there is no `openssl` to make a certificate with");
+    None
+}
+
+/// A server with such a certificate, and with more in its settings of TLS.
+async fn server_with(certificates: &Path, more: &str) -> Option<Server> {
+    let at = |name: &str| certificates.join(name).display().to_string();
+    let (cert, key) = (at("server.pem"), at("server.key"));
+    Server::start_with(&format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\"\n {more} }}")).await
+}
+
+async fn expect_refused(server: &Server, options: ConnectOptions) {
+    let stranger = Queue::at(server.url()).options(options);
+    let error = Agent::start(stranger, ProcessPool::builder()).await.map(drop).unwrap_err();
+    assert_matches!(error, PoolError::Queue { .. });
+}
+
+async fn expect_use(server: &Server, options: ConnectOptions) {
+    let queue = Queue::at(server.url()).options(options);
+    let agent = Agent::start(queue.clone(), ProcessPool::builder().workers(1)).await.unwrap();
+    let pool = ProcessPool::builder().nats(queue).build().unwrap();
+    assert_eq!(pool.submit(|n: u8| n, 1).await.unwrap(), 1);
+    pool.shutdown().await;
+    agent.shutdown().await;
+}
+
 #[test]
 fn through_tls() {
     common::run(async {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
-        let made = openssl(
-            dir.path(),
-            "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=ca",
-        ) && openssl(
-            dir.path(),
-            "req -newkey rsa:2048 -nodes -keyout key.pem -out csr.pem -subj /CN=server",
-        ) && openssl(
-            dir.path(),
-            "x509 -req -in csr.pem -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out cert.pem",
-        );
-        if !made {
-            assert!(std::env::var_os("PROCESSION_NATS_REQUIRED").is_none(), "openssl makes no certificate");
-            println!("skipped: there is no `openssl` to make a certificate with");
-            return;
-        }
-        let at = |name: &str| dir.path().join(name).display().to_string();
-        let config = format!("tls {{ cert_file: \"{}\", key_file: \"{}\" }}", at("cert.pem"), at("key.pem"));
-        let Some(mut server) = Server::start_with(&config).await else { return };
-        let options = ConnectOptions::new().require_tls(true).add_root_certificates(at("ca.pem").into());
-        let queue = Queue::at(server.url()).options(options);
-        let agent = Agent::start(queue.clone(), ProcessPool::builder().workers(1)).await.unwrap();
-        let pool = ProcessPool::builder().nats(queue).build().unwrap();
-        assert_eq!(pool.submit(|n: u8| n, 1).await.unwrap(), 1);
-        // Without the authority's certificate the server is not believed.
+        let Some(dir) = certificates() else { return };
+        let Some(mut server) = server_with(dir.path(), "").await else { return };
         let options = ConnectOptions::new().require_tls(true);
-        let stranger = Queue::at(server.url()).options(options);
-        let error = Agent::start(stranger, ProcessPool::builder()).await.map(drop).unwrap_err();
-        assert_matches!(error, PoolError::Queue { .. });
-        pool.shutdown().await;
-        agent.shutdown().await;
+        expect_use(&server, options.clone().add_root_certificates(dir.path().join("ca.pem"))).await;
+        // Without the authority's certificate the server is not believed.
+        expect_refused(&server, options).await;
+        server.kill().await;
+    });
+}
+
+#[test]
+fn with_certificates_of_both_sides() {
+    common::run(async {
+        let Some(dir) = certificates() else { return };
+        let at = |name: &str| dir.path().join(name);
+        let more = format!("ca_file: \"{}\", verify: true", at("ca.pem").display());
+        let Some(mut server) = server_with(dir.path(), &more).await else { return };
+        let options = ConnectOptions::new().require_tls(true).add_root_certificates(at("ca.pem"));
+        let known = options.clone().add_client_certificate(at("client.pem"), at("client.key"));
+        expect_use(&server, known).await;
+        expect_refused(&server, options).await;
         server.kill().await;
     });
 }

@@ -325,6 +325,7 @@ impl Link {
     pub(super) async fn open(queue: &Queue, capacity: Option<usize>) -> Result<Link, NoLink> {
         let addresses = queue.addresses().map_err(|error| NoLink::Refused(error.to_string()))?;
         let client = queue.options.clone().connect(addresses).await.map_err(|error| match error.kind() {
+            ConnectErrorKind::Io if says_nonsense(&error) => NoLink::Refused(error.to_string()),
             ConnectErrorKind::Dns | ConnectErrorKind::TimedOut | ConnectErrorKind::Io => {
                 NoLink::Unreachable(error.to_string())
             }
@@ -397,6 +398,14 @@ impl Link {
             }
         }
     }
+}
+
+/// Whether what was wrong with a connection is what came through it, such as a certificate that is not
+/// believed.
+fn says_nonsense(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let cause = causes.find_map(|error| error.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
 }
 
 /// The stream of tasks, and how many of them it keeps for a subject.
