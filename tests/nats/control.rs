@@ -67,8 +67,11 @@ fn a_task_that_looks_ends_when_it_is_cancelled() {
         let polite = async |place: String| {
             common::attend_async(&place, "it").await;
         };
-        let handle = pool.submit(polite, meeting.place());
-        let guest = meeting.next().await;
+        let mut handle = pool.submit(polite, meeting.place());
+        let guest = tokio::select! {
+            guest = meeting.next() => guest,
+            outcome = &mut handle => panic!("it ends by itself: {outcome:?}"),
+        };
         eventually("it is seen", || handle.status() == TaskStatus::Running).await;
         handle.cancel();
         assert_matches!(handle.await, Err(TaskError::Cancelled));

@@ -121,10 +121,23 @@ impl AgentProcess {
         self.0.kill().await.unwrap();
     }
 
+    /// Stops it as a machine is that is cut off, or has too much to do. Its workers go on.
+    pub fn pause(&self) {
+        self.send(rustix::process::Signal::STOP);
+    }
+
+    pub fn resume(&self) {
+        self.send(rustix::process::Signal::CONT);
+    }
+
+    fn send(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.0.id().unwrap() as i32).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// Asks it to end, as systemd and Kubernetes do.
     pub fn ask_to_end(&self) {
-        let pid = rustix::process::Pid::from_raw(self.0.id().unwrap() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.send(rustix::process::Signal::TERM);
     }
 
     pub async fn ended(mut self) {

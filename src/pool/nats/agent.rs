@@ -130,7 +130,8 @@ impl Agent {
             closed: CancellationToken::new(),
         });
         let ears = serve::subscribe(&inner).await.map_err(|reason| PoolError::Queue { reason })?;
-        tokio::spawn(serve::live(inner.clone(), ears));
+        let closed = inner.closed.clone().drop_guard();
+        tokio::spawn(serve::live(inner.clone(), ears, closed));
         Ok(Agent { inner })
     }
 
@@ -243,7 +244,9 @@ impl Inner {
                 .collect()
         };
         for ack in again {
-            self.say(ack, DONE).await;
+            if !self.link.say(ack, DONE).await {
+                return;
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod life;
 mod listen;
+mod overdue;
 mod publish;
 
 use super::message::Key;
@@ -46,8 +47,10 @@ enum Errand {
     Publish(u64),
     /// Take a task out of the queue.
     Delete(u64),
-    /// Tell the agent that has it, under its name, that a task is not wanted any more.
-    Cancel(String, u64),
+    /// Tell the agent that has it, under its name, that a submission is not wanted any more.
+    Cancel(String, Key),
+    /// The server has given a submission up.
+    Overdue(Key),
     /// Remove an object.
     Remove(String),
     /// Fetch an answer from the object store.
@@ -84,6 +87,8 @@ struct Task {
     is_reserved: bool,
     submitted: Instant,
     submitted_at: Nanos,
+    /// Before when this submission was not on its way to the server.
+    sent: Instant,
     key: Key,
     retries_left: u32,
     /// Its place in the stream, once the server has confirmed it.
@@ -179,7 +184,7 @@ impl Core {
             self.send(Errand::Delete(place));
         }
         if let Some(agent) = task.taken.as_ref().and_then(|taken| taken.agent.clone()) {
-            self.send(Errand::Cancel(agent, task.key.task));
+            self.send(Errand::Cancel(agent, task.key));
         }
         self.settle(task, outcome, None);
     }
@@ -201,6 +206,7 @@ impl Core {
             return Some(outcome);
         }
         task.retries_left -= 1;
+        task.sent = Instant::now();
         task.key.attempt += 1;
         task.key.hop = 0;
         task.taken = None;
@@ -281,11 +287,13 @@ impl Engine for Caller {
                 (Stage::Open, Some(cause)) => Some(TaskError::PoolBroken(cause.clone())),
                 (Stage::Open, None) => {
                     state.counts.submitted += 1;
+                    let now = Instant::now();
                     let task = Task {
                         cell: cell.clone(),
                         terms,
                         is_reserved,
-                        submitted: Instant::now(),
+                        submitted: now,
+                        sent: now,
                         submitted_at: monotonic_now(),
                         key: Key { task: cell.id, attempt: 1, hop: 0 },
                         retries_left: terms.retries,

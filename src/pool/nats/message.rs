@@ -91,8 +91,8 @@ pub(super) enum News {
 pub(super) enum ToAgent {
     /// The caller has the answer, or does not want it any more.
     Confirm { caller: String, key: Key },
-    /// The caller does not want the task any more.
-    Cancel { caller: String, task: u64 },
+    /// The caller does not want this submission of a task any more.
+    Cancel { caller: String, key: Key },
     /// The caller has ended, and wants nothing any more. To all agents of its build.
     Left { caller: String },
 }
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_refused() {
-        let message = pack(&ToAgent::Cancel { caller: "me".into(), task: 7 }, &[]);
+        let message = pack(&ToAgent::Cancel { caller: "me".into(), key: Key { task: 7, attempt: 1, hop: 0 } }, &[]);
         for end in 0..message.len() {
             assert!(unpack::<ToAgent>(message.slice(..end)).is_none());
         }

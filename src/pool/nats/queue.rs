@@ -9,7 +9,9 @@ use async_nats::jetstream::stream::{
     Stream,
 };
 use async_nats::jetstream::{Context, ErrorCode, object_store};
+use async_nats::subject::ToSubject;
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
+use bytes::Bytes;
 use futures::StreamExt;
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -42,6 +44,9 @@ const NOT_ENABLED: [ErrorCode; 2] =
 
 /// How often the server is asked to delete a message, if it does not answer.
 const DELETIONS: u32 = 5;
+
+/// How long the server may take to answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// In the order in which agents take from them.
 pub(super) const LEVELS: [Priority; 3] = [Priority::High, Priority::Normal, Priority::Low];
@@ -324,7 +329,10 @@ impl Link {
     /// Connects, and makes the queue if it is not there.
     pub(super) async fn open(queue: &Queue, capacity: Option<usize>) -> Result<Link, NoLink> {
         let addresses = queue.addresses().map_err(|error| NoLink::Refused(error.to_string()))?;
-        let client = queue.options.clone().connect(addresses).await.map_err(|error| match error.kind() {
+        let options = queue.options.clone();
+        // A client that gives up would leave tasks and agents waiting for one that is not there any more.
+        let options = options.max_reconnects(None).request_timeout(Some(ANSWER_PATIENCE));
+        let client = options.connect(addresses).await.map_err(|error| match error.kind() {
             ConnectErrorKind::Io if says_nonsense(&error) => NoLink::Refused(error.to_string()),
             ConnectErrorKind::Dns | ConnectErrorKind::TimedOut | ConnectErrorKind::Io => {
                 NoLink::Unreachable(error.to_string())
@@ -362,6 +370,13 @@ impl Link {
     /// How often there has been a connection.
     pub(super) fn connects(&self) -> u64 {
         self.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
+    /// Sends a message; false if there is no room for it. There is room for many while there is no
+    /// connection, but that may be for long.
+    pub(super) async fn say(&self, subject: impl ToSubject, message: impl Into<Bytes>) -> bool {
+        let said = self.client.publish(subject, message.into());
+        matches!(tokio::time::timeout(LAST_WORDS, said).await, Ok(Ok(())))
     }
 
     /// Waits until the server has everything that was sent; false if that cannot be known soon.

@@ -44,7 +44,7 @@ pub(super) async fn tell(inner: &Inner, is_leaving: bool) {
     let width = u32::try_from(inner.width).unwrap_or(u32::MAX);
     let presence = Presence { agent: link.me.clone(), is_leaving, width, workers: notes.collect() };
     // Without a connection nobody hears it.
-    let _ = link.client.publish(link.names.agents(), pack(&presence, &[])).await;
+    link.say(link.names.agents(), pack(&presence, &[])).await;
 }
 
 /// Makes the queue and its consumers again, should the server have lost them.

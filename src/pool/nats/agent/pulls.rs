@@ -205,6 +205,11 @@ impl Pulls {
         self.open.values().map(|open| open.end).chain(calm).min()
     }
 
+    /// Whether something is asked for and not yet answered.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.open.is_empty()
+    }
+
     /// More messages than may still come: tasks that were asked for, and statuses.
     pub(super) fn may_come(&self) -> usize {
         // Not by what is known to be open: some may have been taken for an answer to another request.

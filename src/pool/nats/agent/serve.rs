@@ -1,6 +1,6 @@
 //! The life of an agent: asks for tasks, starts them, listens to callers, and drains in the end.
 
-use super::super::message::{ToAgent, unpack};
+use super::super::message::{Key, ToAgent, unpack};
 use super::super::queue::{Link, level_of};
 use super::pulls::Pulls;
 use super::{Id, Inner, care, work};
@@ -10,9 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::DropGuard;
 
 /// How long what the server still sends may take to come when an agent ends.
 const LAST_CALL: Duration = Duration::from_secs(5);
+
+/// How long a request may take to be on its way.
+const ASKING: Duration = Duration::from_secs(1);
+
+/// When so long nothing has come, nothing is on the way, as a rule.
+const QUIET: Duration = Duration::from_millis(30);
 
 /// The header by which the server says how many tasks it did not have.
 const MISSING: &str = "Nats-Pending-Messages";
@@ -44,8 +51,8 @@ pub(super) async fn subscribe(inner: &Inner) -> Result<Ears, String> {
     })
 }
 
-/// Lives the life of an agent.
-pub(super) async fn live(inner: Arc<Inner>, mut ears: Ears) {
+/// Lives the life of an agent, and tells when that is over, for whatever reason.
+pub(super) async fn live(inner: Arc<Inner>, mut ears: Ears, _closed: DropGuard) {
     tokio::spawn(care::remove_old_builds(inner.clone()));
     let (freed, mut idle) = mpsc::unbounded_channel();
     let mut server = Server {
@@ -89,7 +96,6 @@ pub(super) async fn live(inner: Arc<Inner>, mut ears: Ears) {
     }
     care::tell(&inner, true).await;
     end(server, ears).await;
-    inner.closed.cancel();
 }
 
 /// What an agent does with the server.
@@ -112,7 +118,8 @@ impl Server {
                 format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", names.stream, names.consumer(request.level));
             let reply = format!("{}.{}", self.inbox, request.token);
             // Without a connection it will be asked again.
-            let _ = client.publish_with_reply(subject, reply, request.payload().into()).await;
+            let asked = client.publish_with_reply(subject, reply, request.payload().into());
+            let _ = tokio::time::timeout(ASKING, asked).await;
         }
     }
 
@@ -139,22 +146,46 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Waits until everything is answered that was asked for, or nothing comes any more. What the server
+    /// still sends would otherwise meet nobody, should it come at the moment in which this stops to listen,
+    /// and its caller would have to notice.
+    async fn run_dry(&mut self, tasks: &mut Subscriber) {
+        while self.pulls.is_waiting()
+            && let Ok(Some(message)) = tokio::time::timeout(QUIET, tasks.next()).await
+        {
+            self.hand_back(message);
+        }
+    }
+
+    /// Takes in an answer of the server when no more tasks are taken.
+    fn hand_back(&mut self, message: Message) {
+        self.came += 1;
+        let last = message.subject.rsplit('.').next().unwrap_or_default();
+        let now = Instant::now();
+        if message.status.is_some() {
+            self.pulls.ended(last.parse().unwrap_or(0), None, now);
+        } else if message.reply.is_some() {
+            self.pulls.came(level_of(last), now);
+            self.inner.work.spawn(work::run(self.inner.clone(), message, None));
+        }
+    }
+}
+
 /// Takes no more, hands back what comes nevertheless, and waits for what runs.
 async fn end(mut server: Server, mut ears: Ears) {
     let inner = server.inner.clone();
-    // The server stops after so many messages, which is more than it can have on the way: those that are
-    // missing come from here. So none is lost between it and an agent that does not listen any more.
-    let blanks = server.pulls.may_come() as u64;
-    let _ = ears.tasks.unsubscribe_after(server.came + blanks).await;
-    for _ in 0..blanks {
-        let _ = inner.link.client.publish(format!("{}.0", ears.inbox), "".into()).await;
-    }
     let last = async {
+        server.run_dry(&mut ears.tasks).await;
+        // The server stops after so many messages, which is more than it can have on the way: those that are
+        // missing come from here. So none is lost between it and an agent that does not listen any more.
+        let blanks = server.pulls.may_come() as u64;
+        let _ = ears.tasks.unsubscribe_after(server.came + blanks).await;
+        for _ in 0..blanks {
+            let _ = inner.link.client.publish(format!("{}.0", ears.inbox), "".into()).await;
+        }
         while let Some(message) = ears.tasks.next().await {
-            if message.status.is_none() && message.reply.is_some() {
-                inner.work.spawn(work::run(inner.clone(), message, None));
-            }
-            server.came += 1;
+            server.hand_back(message);
         }
     };
     let _ = tokio::time::timeout(LAST_CALL, last).await;
@@ -188,7 +219,7 @@ impl Inner {
                     let _ = waiting.send(());
                 }
             }
-            Some((ToAgent::Cancel { caller, task }, _)) => self.cancel(&caller, Some(task)),
+            Some((ToAgent::Cancel { caller, key }, _)) => self.cancel(&caller, Some(key)),
             Some((ToAgent::Left { caller }, _)) => {
                 self.lock().remember_left(caller.as_str().into());
                 self.cancel(&caller, None);
@@ -197,11 +228,11 @@ impl Inner {
         }
     }
 
-    /// Cancels a task of a caller, or all.
-    fn cancel(&self, caller: &str, task: Option<u64>) {
+    /// Cancels a task of a caller, or all. Not one that was submitted again meanwhile, and may be here, too.
+    fn cancel(&self, caller: &str, key: Option<Key>) {
         let (cells, confirmed) = {
             let mut state = self.lock();
-            let is_meant = |id: &Id| *id.caller == *caller && task.is_none_or(|task| id.key.task == task);
+            let is_meant = |id: &Id| *id.caller == *caller && key.is_none_or(|key| id.key == key);
             let cells: Vec<_> =
                 state.running.iter().filter(|(id, _)| is_meant(id)).map(|(_, cell)| cell.clone()).collect();
             let waiting: Vec<_> = state.unconfirmed.keys().filter(|id| is_meant(id)).cloned().collect();
@@ -214,7 +245,7 @@ impl Inner {
         }
         for waiting in confirmed {
             // A caller that has ended confirms nothing: what it has left is cleared up.
-            if task.is_some() {
+            if key.is_some() {
                 let _ = waiting.send(());
             }
         }

@@ -76,7 +76,7 @@ impl Drop for Worker {
 impl Inner {
     pub(super) async fn say(&self, ack: Subject, word: &'static str) {
         // Without a connection the server counts the task as lost, and says so.
-        let _ = self.link.client.publish(ack, word.into()).await;
+        self.link.say(ack, word).await;
     }
 }
 
@@ -138,7 +138,7 @@ impl Job {
         let link = &self.inner.link;
         let message = pack(&ToCaller { agent: link.me.clone(), key: self.head.key, what }, &[body]);
         // What is lost is told again.
-        let _ = link.client.publish(self.reply_to.clone(), message).await;
+        link.say(self.reply_to.clone(), message).await;
     }
 
     /// Runs the task and has the answer confirmed; whether it was.

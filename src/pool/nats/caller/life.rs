@@ -2,7 +2,7 @@
 
 use super::super::message::{ToAgent, pack};
 use super::super::queue::{Link, NoLink};
-use super::{Core, Errand, Stage, publish};
+use super::{Core, Errand, Stage, overdue, publish};
 use crate::task::{PoolError, TaskError};
 use async_nats::connection::State as Connection;
 use async_nats::{Message, Subscriber};
@@ -24,6 +24,9 @@ const BUSY: Duration = Duration::from_secs(30);
 
 /// How long what is left in the queue may take to be cleared up when the pool ends.
 const LAST_ERRANDS: Duration = Duration::from_secs(5);
+
+/// How long confirmations may take to be on their way.
+const CONFIRMING: Duration = Duration::from_secs(1);
 
 /// How many messages are looked at before confirmations are sent.
 const AT_ONCE: usize = 64;
@@ -200,9 +203,13 @@ async fn hear(core: &Arc<Core>, link: &Arc<Link>, message: Message, more: &mut S
     {
         confirmations.extend(core.heard(link, message));
     }
-    for confirmation in confirmations {
-        confirmation.await;
-    }
+    let confirm = async {
+        for confirmation in confirmations {
+            confirmation.await;
+        }
+    };
+    // Without a connection there may be no room for them. Then the agents repeat their answers.
+    let _ = tokio::time::timeout(CONFIRMING, confirm).await;
 }
 
 impl Office {
@@ -223,10 +230,14 @@ impl Office {
             Errand::Remove(object) => {
                 errands.spawn(async move { link.objects.remove(&object).await });
             }
-            Errand::Cancel(agent, task) => {
+            Errand::Overdue(key) => {
+                let core = self.core.clone();
+                errands.spawn(async move { overdue::overdue(&core, &link, key).await });
+            }
+            Errand::Cancel(agent, key) => {
                 let subject = link.names.to(&agent);
                 if link.names.is_party(&subject) {
-                    let message = pack(&ToAgent::Cancel { caller: link.me.clone(), task }, &[]);
+                    let message = pack(&ToAgent::Cancel { caller: link.me.clone(), key }, &[]);
                     errands.spawn(async move {
                         let _ = link.client.publish(subject, message).await;
                     });

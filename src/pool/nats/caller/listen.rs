@@ -40,12 +40,12 @@ impl Core {
         match what {
             News::Alive { pid } => {
                 if !self.alive(&agent, key, pid) {
-                    self.send(Errand::Cancel(agent, key.task));
+                    self.send(Errand::Cancel(agent, key));
                 }
                 None
             }
             News::Overdue { place } => {
-                self.lost(key);
+                self.send(Errand::Overdue(key));
                 // Done long ago, perhaps, and only the last word of its agent was lost.
                 self.send(Errand::Delete(place));
                 None
@@ -93,10 +93,11 @@ impl Core {
         true
     }
 
-    fn handed_back(&self, key: Key) {
+    pub(super) fn handed_back(&self, key: Key) {
         let mut state = self.lock();
         let state = &mut *state;
         let Some(task) = state.tasks.get_mut(&key.task).filter(|task| task.key == key) else { return };
+        task.sent = Instant::now();
         task.key.hop += 1;
         task.taken = None;
         if let Some(place) = task.place.take() {
@@ -181,7 +182,7 @@ impl Core {
             task.map(|task| task.key)
         };
         if let Some(key) = key {
-            self.lost(key);
+            self.send(Errand::Overdue(key));
         }
     }
 
