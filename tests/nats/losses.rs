@@ -169,6 +169,29 @@ fn a_server_that_forgets_everything() {
     });
 }
 
+/// The place that a task had in a queue that is forgotten is another task's in the next.
+#[test]
+fn a_task_of_a_forgotten_queue_removes_no_other() {
+    play(async |mut stage| {
+        let (queue, meeting) = (stage.queue().in_memory(true), Meeting::new());
+        let agent = Agent::start(queue.clone(), ProcessPool::builder().workers(1)).await.unwrap();
+        let pool = ProcessPool::builder().nats(queue).build().unwrap();
+        let first = pool.submit(|place: String| attend(&place, "task"), meeting.place());
+        let guest = meeting.next().await;
+        eventually("it runs", || first.status() == TaskStatus::Running).await;
+        stage.server.kill().await;
+        stage.server.run().await;
+        let second = pool.submit(|n: u8| n, 2);
+        stage.stored(1).await;
+        drop(guest);
+        first.await.unwrap();
+        assert_eq!(second.await.unwrap(), 2);
+        pool.shutdown().await;
+        agent.shutdown().await;
+        stage
+    });
+}
+
 #[test]
 fn a_server_that_is_restarted_again_and_again() {
     play(async |mut stage| {

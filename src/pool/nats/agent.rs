@@ -20,7 +20,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use work::DONE;
@@ -68,16 +68,25 @@ struct Inner {
     told: Mutex<VecDeque<Told>>,
     /// It is to take no more.
     stopping: CancellationToken,
+    /// There is a connection again, and the queue is there.
+    found_again: Notify,
     /// Nothing is left of it.
     closed: CancellationToken,
 }
 
 /// The last word on a task to the server.
 struct Told {
-    ack: Subject,
+    word: LastWord,
     at: Instant,
-    /// How often there had been a connection by then.
-    connects: u64,
+    /// How often there had been a connection by then; `None` if it was not told at all.
+    connects: Option<u64>,
+}
+
+/// Where the server is told that a task is done with, and of which queue that was.
+#[derive(Clone)]
+struct LastWord {
+    ack: Subject,
+    made: i64,
 }
 
 #[derive(Default)]
@@ -127,6 +136,7 @@ impl Agent {
             work: TaskTracker::new(),
             told: Mutex::default(),
             stopping: CancellationToken::new(),
+            found_again: Notify::new(),
             closed: CancellationToken::new(),
         });
         let ears = serve::subscribe(&inner).await.map_err(|reason| PoolError::Queue { reason })?;
@@ -217,34 +227,43 @@ async fn make_consumers(queue: &Queue, link: &Link) -> Result<(), NoLink> {
 
 impl Inner {
     /// Tells the server that a task is done with.
-    async fn finish(&self, ack: Subject) {
+    async fn finish(&self, word: LastWord) {
+        // While it is not known which queue there is, it has to wait.
+        let connects = self.link.is_known().then(|| self.link.connects());
         {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            told.push_back(Told { ack: ack.clone(), at: Instant::now(), connects: self.link.connects() });
+            told.push_back(Told { word: word.clone(), at: Instant::now(), connects });
             while told.len() > LAST_WORDS.0
                 || told.front().is_some_and(|told| told.at.elapsed() > LAST_WORDS.1)
             {
                 told.pop_front();
             }
         }
-        self.say(ack, DONE).await;
+        if connects.is_some() && word.made == self.link.made() {
+            self.link.say(word.ack, DONE).await;
+        }
     }
 
-    /// Tells it again what may have been lost with an earlier connection.
+    /// Tells it again what may have been lost with an earlier connection. Not if the queue is another one
+    /// since: that would remove another task, which has the same place.
     async fn repeat_last_words(&self) {
-        let connects = self.link.connects();
+        if !self.link.is_known() {
+            return;
+        }
+        let (connects, made) = (Some(self.link.connects()), self.link.made());
         let again: Vec<_> = {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
             let earlier = told.iter_mut().filter(|told| told.connects != connects);
             earlier
                 .map(|told| {
                     told.connects = connects;
-                    told.ack.clone()
+                    told.word.clone()
                 })
+                .filter(|word| word.made == made)
                 .collect()
         };
-        for ack in again {
-            if !self.link.say(ack, DONE).await {
+        for word in again {
+            if !self.link.say(word.ack, DONE).await {
                 return;
             }
         }

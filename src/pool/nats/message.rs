@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_refused() {
-        let message = pack(&ToAgent::Cancel { caller: "me".into(), key: Key { task: 7, attempt: 1, hop: 0 } }, &[]);
+        let message =
+            pack(&ToAgent::Cancel { caller: "me".into(), key: Key { task: 7, attempt: 1, hop: 0 } }, &[]);
         for end in 0..message.len() {
             assert!(unpack::<ToAgent>(message.slice(..end)).is_none());
         }

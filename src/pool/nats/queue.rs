@@ -2,6 +2,7 @@
 
 use super::objects::Objects;
 use crate::task::{PoolError, Priority};
+use async_nats::connection::State as Connection;
 use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::stream::{
@@ -14,7 +15,7 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
 use bytes::Bytes;
 use futures::StreamExt;
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Within this time the server recognises a message that it has stored already.
@@ -293,6 +294,10 @@ pub(super) struct Link {
     pub(super) me: String,
     /// The most tasks that the server keeps for a build and a priority.
     pub(super) capacity: Option<usize>,
+    /// When the queue was made, as far as is known: places in another one mean other tasks.
+    made: AtomicI64,
+    /// With how many connections that was found out.
+    known_with: AtomicU64,
 }
 
 /// Why there is no connection.
@@ -341,11 +346,13 @@ impl Link {
         })?;
         let jetstream = async_nats::jetstream::new(client.clone());
         let names = queue.names();
-        let (stream, capacity) = stream(&jetstream, queue, &names, capacity).await?;
+        let known_with = client.statistics().connects.load(Ordering::Relaxed);
+        let Found { stream, capacity, made } = stream(&jetstream, queue, &names, capacity).await?;
         let objects = bucket(&jetstream, queue, &names).await?;
         let inbox = client.new_inbox();
         let me = inbox.rsplit('.').next().unwrap_or_default().to_owned();
-        Ok(Link { client, jetstream, stream, objects, names, me, capacity })
+        let (made, known_with) = (made.into(), known_with.into());
+        Ok(Link { client, jetstream, stream, objects, names, me, capacity, made, known_with })
     }
 
     /// How long a payload may be that does not go through the object store.
@@ -355,7 +362,10 @@ impl Link {
 
     /// Makes the queue again, should the server have lost it.
     pub(super) async fn renew(&self, queue: &Queue, capacity: Option<usize>) -> Result<(), NoLink> {
-        stream(&self.jetstream, queue, &self.names, capacity).await?;
+        let connects = self.connects();
+        let found = stream(&self.jetstream, queue, &self.names, capacity).await?;
+        self.made.store(found.made, Ordering::Relaxed);
+        self.known_with.store(connects, Ordering::Release);
         bucket(&self.jetstream, queue, &self.names).await.map(drop)
     }
 
@@ -365,6 +375,17 @@ impl Link {
             Ok(message) => message.headers.get(NATS_MESSAGE_ID).is_none_or(|found| found.as_str() != id),
             Err(error) => matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound),
         }
+    }
+
+    /// Whether there is a connection, and this is the queue that was found there.
+    pub(super) fn is_known(&self) -> bool {
+        self.known_with.load(Ordering::Acquire) == self.connects()
+            && self.client.connection_state() == Connection::Connected
+    }
+
+    /// When the queue was made that was last found.
+    pub(super) fn made(&self) -> i64 {
+        self.made.load(Ordering::Relaxed)
     }
 
     /// How often there has been a connection.
@@ -423,17 +444,26 @@ fn says_nonsense(error: &(dyn std::error::Error + 'static)) -> bool {
     cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
 }
 
-/// The stream of tasks, and how many of them it keeps for a subject.
+/// The stream of tasks as it was found or made.
+struct Found {
+    stream: Stream<()>,
+    /// How many tasks it keeps for a subject.
+    capacity: Option<usize>,
+    /// When it was made, in nanoseconds.
+    made: i64,
+}
+
+/// Finds the stream of tasks, or makes it.
 async fn stream(
     jetstream: &Context,
     queue: &Queue,
     names: &Names,
     capacity: Option<usize>,
-) -> Result<(Stream<()>, Option<usize>), NoLink> {
+) -> Result<Found, NoLink> {
     let limit = |capacity: usize| i64::try_from(capacity).unwrap_or(i64::MAX);
     let there = jetstream.get_stream(&names.stream).await;
-    let mut config = match there {
-        Ok(stream) => stream.cached_info().config.clone(),
+    let about = match there {
+        Ok(stream) => stream.cached_info().clone(),
         Err(_) => {
             let config = stream_config(queue, names, capacity.map_or(-1, limit));
             let made = jetstream.create_stream(config).await;
@@ -442,9 +472,10 @@ async fn stream(
                 let what = "its stream can be neither found nor made";
                 made.err().map_or_else(|| NoLink::of(what, &error), |error| NoLink::of(what, &error))
             })?;
-            stream.cached_info().config.clone()
+            stream.cached_info().clone()
         }
     };
+    let mut config = about.config;
     if config.retention != RetentionPolicy::WorkQueue || config.discard != DiscardPolicy::New {
         return Err(NoLink::Refused(format!("the stream `{}` is not one of this crate's", names.stream)));
     }
@@ -458,7 +489,11 @@ async fn stream(
     }
     let stream = jetstream.get_stream_no_info(&names.stream).await;
     let stream = stream.map_err(|error| NoLink::of("its stream cannot be used", &error))?;
-    Ok((stream, usize::try_from(config.max_messages_per_subject).ok().filter(|most| *most > 0)))
+    Ok(Found {
+        stream,
+        capacity: usize::try_from(config.max_messages_per_subject).ok().filter(|most| *most > 0),
+        made: i64::try_from(about.created.unix_timestamp_nanos()).unwrap_or_default(),
+    })
 }
 
 fn stream_config(queue: &Queue, names: &Names, most: i64) -> Config {

@@ -54,9 +54,14 @@ pub(super) async fn make_sure(inner: Arc<Inner>) {
         make_consumers(&inner.queue, &inner.link).await
     };
     let connects = inner.link.connects();
-    while made().await.is_err() && inner.link.connects() == connects && !inner.closed.is_cancelled() {
+    while made().await.is_err() {
+        if inner.link.connects() != connects || inner.closed.is_cancelled() {
+            return;
+        }
         tokio::time::sleep(PAUSE).await;
     }
+    inner.repeat_last_words().await;
+    inner.found_again.notify_one();
 }
 
 /// The server has given up a task whose agent is gone. Its caller takes it out of the queue; if that is

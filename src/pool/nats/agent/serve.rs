@@ -66,7 +66,10 @@ pub(super) async fn live(inner: Arc<Inner>, mut ears: Ears, _closed: DropGuard) 
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connects = inner.link.connects();
     while !inner.stopping.is_cancelled() {
-        server.ask().await;
+        // Before that there may be nobody to answer.
+        if inner.link.is_known() {
+            server.ask().await;
+        }
         let wake_at = server.pulls.wake_at().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             () = inner.stopping.cancelled() => {}
@@ -79,14 +82,13 @@ pub(super) async fn live(inner: Arc<Inner>, mut ears: Ears, _closed: DropGuard) 
                 }
                 inner.hear(message);
             }
+            () = inner.found_again.notified() => server.pulls.lost(),
             Some(message) = ears.advisories.next() => {
                 tokio::spawn(care::bury(inner.clone(), message));
             }
             _ = beats.tick() => {
                 if connects != inner.link.connects() {
                     connects = inner.link.connects();
-                    server.pulls.lost();
-                    inner.repeat_last_words().await;
                     tokio::spawn(care::make_sure(inner.clone()));
                 }
                 care::tell(&inner, false).await;
@@ -201,6 +203,9 @@ async fn end(mut server: Server, mut ears: Ears) {
     inner.pool.shutdown().await;
     while inner.link.echo().await {
         let connects = inner.link.connects();
+        if !inner.link.is_known() && inner.link.renew(&inner.queue, None).await.is_err() {
+            break;
+        }
         inner.repeat_last_words().await;
         if connects == inner.link.connects() {
             break;

@@ -2,7 +2,7 @@
 
 use super::super::message::{AnswerHead, News, Place, REPLY_TO, TaskHead, ToCaller, VERSION, pack, unpack};
 use super::super::report::Ending;
-use super::{Id, Inner};
+use super::{Id, Inner, LastWord};
 use crate::pool::cell::{Cell, Outcome};
 use crate::pool::shared::{Alias, Order};
 use crate::sys::monotonic_now;
@@ -47,13 +47,14 @@ struct Job {
 pub(super) async fn run(inner: Arc<Inner>, message: Message, freed: Option<mpsc::UnboundedSender<()>>) {
     let worker = Worker(freed);
     let Some(ack) = message.reply.clone() else { return };
-    let Some(job) = Job::new(inner.clone(), message, ack.clone()) else {
+    let last_word = LastWord { ack: ack.clone(), made: inner.link.made() };
+    let Some(job) = Job::new(inner.clone(), message, ack) else {
         // No task, too old, or in hand already.
-        return inner.finish(ack).await;
+        return inner.finish(last_word).await;
     };
     let job = Arc::new(job);
     let is_confirmed = job.with_signs_of_life(job.clone().live(worker)).await;
-    inner.finish(job.ack.clone()).await;
+    inner.finish(last_word).await;
     if !is_confirmed {
         job.clear_up().await;
     }
