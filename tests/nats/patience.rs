@@ -111,7 +111,7 @@ fn a_client_that_is_to_give_up_is_kept_trying() {
         });
         let pool = ProcessPool::builder().nats(stage.queue().options(options)).build().unwrap();
         assert_eq!(pool.submit(|n: u8| n, 1).await.unwrap(), 1);
-        stage.server.kill().await;
+        stage.server.stop().await;
         let handle = pool.submit(|n: u8| n, 2);
         eventually("it has tried in vain", || failures.load(Ordering::Relaxed) > 2).await;
         stage.server.run().await;
@@ -132,6 +132,7 @@ fn an_agent_ends_though_its_server_is_gone() {
         let agent = Agent::start(queue, ProcessPool::builder().workers(1)).await.unwrap();
         stage.server.kill().await;
         agent.shutdown().await;
+        drop(agent);
         // Its client would try for as long as there is no server.
         stage.server.run().await;
         eventually("its connection is closed", || common::descriptors().len() <= before).await;

@@ -2,15 +2,19 @@
 //!
 //! A request names a level and how many tasks there may be at most; the server answers with tasks, at once
 //! or as they come, and ends it with a status. Requests cannot be taken back, so there are never more
-//! normal tasks asked for than there are free workers. For the other levels:
+//! normal tasks asked for than there are free workers, as a rule. Beyond that:
 //!
 //! * A level that is known or suspected to have tasks is *probed*: asked for what is there at this moment,
 //!   with nothing else asked for meanwhile. The high level is, now and then, in any case.
+//! * While tasks are short, and more of them wait, some are asked for ahead of time, so that a worker need not
+//!   wait for the server between two of them: as many as the workers do in a millisecond, by what tasks took
+//!   of late. What has come ahead and cannot begin within some ten milliseconds, since a long one got before
+//!   it, is handed back. It has not begun: it is kept here, and nobody else knows of it.
 //! * When nothing has come for a moment, the agent waits on all levels at once, for a shorter time on those
 //!   beside the normal. So it may be sent more than it has workers for, and hands that back.
 
 use crate::task::Priority;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// For how long the server keeps a request for normal tasks.
@@ -30,6 +34,21 @@ const CALM: Duration = Duration::from_millis(10);
 
 /// After so long a request has come to nothing, whatever the server has said.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// So much work is asked for ahead, for each worker.
+const AHEAD: Duration = Duration::from_millis(1);
+
+/// At most so many tasks for each worker.
+const MAX_AHEAD: usize = 8;
+
+/// How long the server keeps a request for tasks ahead. It had some to give, but others may be faster.
+const AHEAD_WAIT: Duration = Duration::from_millis(20);
+
+/// When no worker has got free for so long, tasks are not short any more.
+const STALL: Duration = Duration::from_millis(2);
+
+/// How long a task that has come ahead may wait for a worker.
+const KEEP: Duration = Duration::from_millis(10);
 
 /// A request to be sent.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,11 +87,38 @@ struct Level {
     empty_at: Option<Instant>,
 }
 
-pub(super) struct Pulls {
+/// What becomes of a task that has come.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Turn<T> {
+    /// There is a worker for it.
+    Now(T),
+    /// There will be one soon.
+    Later,
+    /// There is none: it is to be handed back.
+    Never(T),
+}
+
+/// A task that has come ahead.
+struct Kept<T> {
+    task: T,
+    level: usize,
+    since: Instant,
+}
+
+/// `T` is a task.
+pub(super) struct Pulls<T> {
     /// The most tasks at once.
     width: usize,
     /// How many there are.
     busy: usize,
+    /// Those that have come ahead, in the order in which they are to begin.
+    kept: VecDeque<Kept<T>>,
+    /// How long a worker is taken up by a task, of late.
+    service: Option<Duration>,
+    /// When a worker last got free.
+    freed_at: Option<Instant>,
+    /// How many more normal tasks there are than have come, as far as is known.
+    backlog: usize,
     open: HashMap<u64, Open>,
     levels: [Level; 3],
     next_token: u64,
@@ -88,17 +134,55 @@ fn at(level: Priority) -> usize {
     }
 }
 
-impl Pulls {
-    pub(super) fn new(width: usize, now: Instant) -> Pulls {
+impl<T> Pulls<T> {
+    pub(super) fn new(width: usize, now: Instant) -> Pulls<T> {
         let mut levels = <[Level; 3]>::default();
         levels.iter_mut().for_each(|level| level.is_suspect = true);
-        Pulls { width, busy: 0, open: HashMap::new(), levels, next_token: 1, quiet_since: now }
+        Pulls {
+            width,
+            busy: 0,
+            kept: VecDeque::new(),
+            service: None,
+            freed_at: None,
+            backlog: 0,
+            open: HashMap::new(),
+            levels,
+            next_token: 1,
+            quiet_since: now,
+        }
+    }
+
+    /// How many tasks there may be beyond those that have workers, if they go on to be as they were.
+    fn ahead(&self) -> usize {
+        let Some(service) = self.service else { return 0 };
+        let each = AHEAD.as_nanos() / service.as_nanos().max(1);
+        self.width.saturating_mul(usize::try_from(each).unwrap_or(MAX_AHEAD).min(MAX_AHEAD))
+    }
+
+    /// What to ask for ahead of time. Not before half of it is missing: one request for several is cheaper.
+    fn next_ahead(&mut self, now: Instant) -> Option<Request> {
+        let is_flowing = self.freed_at.is_some_and(|at| now.duration_since(at) < STALL);
+        let ahead = if is_flowing { self.ahead() } else { 0 };
+        let [high, normal, _] = &self.levels;
+        let expected = self.busy + self.kept.len() + normal.asked;
+        let missing = (self.width + ahead).saturating_sub(expected);
+        if ahead == 0 || missing < ahead.div_ceil(2) {
+            return None;
+        }
+        if high.asked == 0 && high.empty_at.is_none_or(|at| now.duration_since(at) > PROBE_EVERY) {
+            return Some(self.ask(Priority::High, 1, None, now));
+        }
+        let tasks = missing.min(self.backlog.saturating_sub(normal.asked));
+        (tasks > 0).then(|| self.ask(Priority::Normal, tasks, Some(AHEAD_WAIT), now))
     }
 
     /// What to ask for next.
     pub(super) fn next(&mut self, now: Instant) -> Option<Request> {
         if self.open.values().any(|open| open.is_probe) {
             return None;
+        }
+        if let Some(request) = self.next_ahead(now) {
+            return Some(request);
         }
         let free = self.width.saturating_sub(self.busy);
         let unasked = |level: &Level| free.saturating_sub(level.asked);
@@ -134,9 +218,28 @@ impl Pulls {
         Request { token, level, tasks, wait }
     }
 
-    /// A task of this level has come; whether there is a worker for it. It does not say in answer to which
-    /// request: to the oldest, as far as is known.
-    pub(super) fn came(&mut self, level: Priority, now: Instant) -> bool {
+    /// A task of this level has come, with so many more waiting.
+    pub(super) fn came(&mut self, level: Priority, task: T, waiting: usize, now: Instant) -> Turn<T> {
+        self.answered(level, now);
+        if level == Priority::Normal {
+            self.backlog = waiting;
+        }
+        if self.busy < self.width {
+            self.busy += 1;
+            return Turn::Now(task);
+        }
+        if self.kept.len() >= self.ahead() {
+            return Turn::Never(task);
+        }
+        let level = at(level);
+        let place = self.kept.iter().position(|kept| kept.level > level).unwrap_or(self.kept.len());
+        self.kept.insert(place, Kept { task, level, since: now });
+        Turn::Later
+    }
+
+    /// The server has sent a task of this level. It does not say in answer to which request: to the oldest,
+    /// as far as is known.
+    pub(super) fn answered(&mut self, level: Priority, now: Instant) {
         self.quiet_since = now;
         let state = &mut self.levels[at(level)];
         state.asked = state.asked.saturating_sub(1);
@@ -150,9 +253,6 @@ impl Pulls {
             }
         }
         self.agree(level);
-        let has_worker = self.busy < self.width;
-        self.busy += usize::from(has_worker);
-        has_worker
     }
 
     /// A request is over, with so many tasks missing, if the server says how many: else all that are not
@@ -163,6 +263,9 @@ impl Pulls {
         level.asked = level.asked.saturating_sub(missing.unwrap_or(open.tasks));
         level.is_suspect = false;
         level.empty_at = Some(now);
+        if open.level == Priority::Normal {
+            self.backlog = 0;
+        }
         self.agree(open.level);
     }
 
@@ -175,10 +278,29 @@ impl Pulls {
         }
     }
 
-    /// A worker is free again.
-    pub(super) fn freed(&mut self, now: Instant) {
-        self.busy -= 1;
+    /// A worker is free again, after so long; gives it to a task that has come ahead, if there is one.
+    pub(super) fn freed(&mut self, took: Duration, now: Instant) -> Option<T> {
         self.quiet_since = now;
+        self.freed_at = Some(now);
+        // Long tasks are believed at once, short ones by and by.
+        self.service = Some(match self.service {
+            Some(known) if took <= known.saturating_mul(8) => (known * 3 + took) / 4,
+            _ => took,
+        });
+        let next = self.take_kept();
+        self.busy -= usize::from(next.is_none());
+        next
+    }
+
+    /// A task that has come ahead, in its turn.
+    pub(super) fn take_kept(&mut self) -> Option<T> {
+        self.kept.pop_front().map(|kept| kept.task)
+    }
+
+    /// A task that has come ahead and waits for too long.
+    pub(super) fn kept_too_long(&mut self, now: Instant) -> Option<T> {
+        let at = self.kept.iter().position(|kept| now.duration_since(kept.since) >= KEEP)?;
+        self.kept.remove(at).map(|kept| kept.task)
     }
 
     /// Gives up requests that should have ended long ago.
@@ -193,6 +315,7 @@ impl Pulls {
     /// The connection was lost, and every request with it.
     pub(super) fn lost(&mut self) {
         self.open.clear();
+        self.backlog = 0;
         for level in &mut self.levels {
             *level = Level { is_suspect: true, ..Level::default() };
         }
@@ -202,7 +325,8 @@ impl Pulls {
     pub(super) fn wake_at(&self) -> Option<Instant> {
         let is_waiting = self.levels.iter().any(|level| level.asked < self.width.saturating_sub(self.busy));
         let calm = is_waiting.then(|| self.quiet_since + CALM);
-        self.open.values().map(|open| open.end).chain(calm).min()
+        let too_long = self.kept.iter().map(|kept| kept.since + KEEP);
+        self.open.values().map(|open| open.end).chain(calm).chain(too_long).min()
     }
 
     /// Whether something is asked for and not yet answered.
@@ -213,22 +337,61 @@ impl Pulls {
     /// More messages than may still come: tasks that were asked for, and statuses.
     pub(super) fn may_come(&self) -> usize {
         // Not by what is known to be open: some may have been taken for an answer to another request.
-        self.levels.len() * 2 * self.width + self.open.len() + 8
+        self.levels.len() * 2 * self.width + MAX_AHEAD * self.width + self.open.len() + 8
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    fn ends(pulls: &mut Pulls, request: &Request, now: Instant) {
+    const SHORT: Duration = Duration::from_micros(200);
+    const LONG: Duration = Duration::from_millis(10);
+
+    fn ends<T>(pulls: &mut Pulls<T>, request: &Request, now: Instant) {
         pulls.ended(request.token, None, now);
+    }
+
+    /// An agent that has found all levels empty.
+    fn calm(width: usize, start: Instant) -> Pulls<u32> {
+        let mut pulls = Pulls::new(width, start);
+        for _ in 0..3 {
+            let probe = pulls.next(start).unwrap();
+            ends(&mut pulls, &probe, start);
+        }
+        pulls
+    }
+
+    /// The same, whose one worker has just had a task that took so long, and has another; many more wait.
+    /// Gives back as well for how many more it asks.
+    fn in_flow(took: Duration, start: Instant) -> (Pulls<u32>, usize) {
+        let mut pulls = calm(1, start);
+        assert_eq!(pulls.next(start).unwrap().tasks, 1);
+        assert_eq!(pulls.came(Priority::Normal, 0, 51, start), Turn::Now(0));
+        assert_eq!(pulls.freed(took, start), None);
+        let request = pulls.next(start).unwrap();
+        assert_eq!(request.level, Priority::Normal);
+        assert_eq!(pulls.came(Priority::Normal, 1, 50, start), Turn::Now(1));
+        assert_eq!(pulls.next(start), None);
+        (pulls, request.tasks - 1)
+    }
+
+    /// The same, with all of them here.
+    fn with_tasks_ahead(now: Instant) -> Pulls<u32> {
+        let (mut pulls, asked) = in_flow(SHORT, now);
+        // That is a millisecond's work.
+        assert_eq!(asked, 5);
+        for task in 0..5 {
+            assert_eq!(pulls.came(Priority::Normal, task, 50, now), Turn::Later);
+        }
+        pulls
     }
 
     #[test]
     fn with_nothing_to_do_it_waits_on_all_levels() {
         let start = Instant::now();
-        let mut pulls = Pulls::new(2, start);
+        let mut pulls = Pulls::<()>::new(2, start);
         for level in [Priority::High, Priority::Normal, Priority::Low] {
             let probe = pulls.next(start).unwrap();
             assert_eq!((probe.level, probe.tasks, probe.wait), (level, 2, None));
@@ -247,17 +410,14 @@ mod tests {
     #[test]
     fn a_worker_that_gets_free_is_asked_for_once() {
         let start = Instant::now();
-        let mut pulls = Pulls::new(1, start);
-        for _ in 0..3 {
-            let probe = pulls.next(start).unwrap();
-            ends(&mut pulls, &probe, start);
-        }
-        for _ in 0..10 {
+        let mut pulls = calm(1, start);
+        for n in 0..10 {
             let request = pulls.next(start).unwrap();
             assert_eq!((request.level, request.tasks), (Priority::Normal, 1));
-            assert!(pulls.came(request.level, start));
+            // With no more of them waiting there is nothing to ask for ahead.
+            assert_eq!(pulls.came(request.level, n, 0, start), Turn::Now(n));
             assert_eq!(pulls.next(start), None);
-            pulls.freed(start);
+            assert_eq!(pulls.freed(SHORT, start), None);
         }
         // After a while, whether there is something more urgent.
         let later = start + PROBE_EVERY * 2;
@@ -271,9 +431,139 @@ mod tests {
     fn what_comes_with_all_workers_busy_is_too_much() {
         let now = Instant::now();
         let mut pulls = Pulls::new(1, now);
-        assert!(pulls.came(Priority::Normal, now));
-        assert!(!pulls.came(Priority::High, now));
-        pulls.freed(now);
-        assert!(pulls.came(Priority::Low, now));
+        assert_eq!(pulls.came(Priority::Normal, 1, 0, now), Turn::Now(1));
+        assert_eq!(pulls.came(Priority::High, 2, 0, now), Turn::Never(2));
+        assert_eq!(pulls.freed(LONG, now), None);
+        assert_eq!(pulls.came(Priority::Low, 3, 0, now), Turn::Now(3));
+    }
+
+    #[test]
+    fn short_tasks_are_asked_for_ahead() {
+        let now = Instant::now();
+        let mut pulls = with_tasks_ahead(now);
+        for task in [0, 1] {
+            assert_eq!(pulls.freed(SHORT, now), Some(task));
+            assert_eq!(pulls.next(now), None, "not for each of them");
+        }
+        assert_eq!(pulls.freed(SHORT, now), Some(2));
+        let request = pulls.next(now).unwrap();
+        assert_eq!((request.tasks, request.wait), (3, Some(AHEAD_WAIT)));
+    }
+
+    #[test]
+    fn long_tasks_are_not_hoarded() {
+        let now = Instant::now();
+        for took in [LONG, Duration::from_millis(2), Duration::from_micros(1100)] {
+            let (mut pulls, asked) = in_flow(took, now);
+            assert_eq!(asked, 0);
+            assert_eq!(pulls.came(Priority::Normal, 2, 50, now), Turn::Never(2));
+        }
+        // Nor behind one after many short ones, as soon as it has gone on for a moment, or has ended.
+        let (mut pulls, _) = in_flow(SHORT, now);
+        pulls.lost();
+        assert_eq!(pulls.next(now + STALL), None);
+        assert_eq!(pulls.freed(LONG, now), None);
+        let asked = std::iter::from_fn(|| pulls.next(now)).find(|request| request.level == Priority::Normal);
+        assert!(asked.is_none_or(|request| request.tasks == 1));
+        assert_eq!(pulls.came(Priority::Normal, 2, 50, now), Turn::Now(2));
+        assert_eq!(pulls.came(Priority::Normal, 3, 50, now), Turn::Never(3));
+    }
+
+    #[test]
+    fn what_came_ahead_of_a_long_one_is_handed_back() {
+        let now = Instant::now();
+        let mut pulls = with_tasks_ahead(now);
+        assert_eq!(pulls.kept_too_long(now + KEEP / 2), None);
+        assert_eq!(pulls.wake_at().map(|at| at <= now + KEEP), Some(true));
+        let back: Vec<_> = std::iter::from_fn(|| pulls.kept_too_long(now + KEEP)).collect();
+        assert_eq!(back, [0, 1, 2, 3, 4]);
+        assert_eq!(pulls.freed(LONG, now + LONG), None);
+    }
+
+    #[test]
+    fn what_is_urgent_begins_before_what_came_ahead() {
+        let now = Instant::now();
+        let (mut pulls, _) = in_flow(SHORT, now);
+        assert_eq!(pulls.came(Priority::Low, 7, 0, now), Turn::Later);
+        assert_eq!(pulls.came(Priority::Normal, 8, 50, now), Turn::Later);
+        assert_eq!(pulls.came(Priority::High, 9, 0, now), Turn::Later);
+        let order: Vec<_> = (0..3).filter_map(|_| pulls.freed(SHORT, now)).collect();
+        assert_eq!(order, [9, 8, 7]);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Came(usize, usize),
+        Ended,
+        Freed(u64),
+        Pass(u64),
+        Lost,
+    }
+
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        let event = prop_oneof![
+            4 => (0..3_usize, 0..60_usize).prop_map(|(level, waiting)| Event::Came(level, waiting)),
+            1 => Just(Event::Ended),
+            4 => (20..3000_u64).prop_map(Event::Freed),
+            2 => (0..15_000_u64).prop_map(Event::Pass),
+            1 => Just(Event::Lost),
+        ];
+        prop::collection::vec(event, 0..200)
+    }
+
+    proptest! {
+        /// Whatever happens, each task begins or is handed back, once; no more run than there are workers,
+        /// no more wait than is work for a moment, and none for long.
+        #[test]
+        fn each_task_has_one_fate(width in 1..4_usize, events in events()) {
+            let mut now = Instant::now();
+            let mut pulls = Pulls::new(width, now);
+            let (mut came, mut running, mut fates) = (0, 0, Vec::new());
+            let mut asked = Vec::new();
+            for event in events {
+                match event {
+                    Event::Came(level, waiting) => {
+                        let level = [Priority::High, Priority::Normal, Priority::Low][level];
+                        match pulls.came(level, came, waiting, now) {
+                            Turn::Now(task) => {
+                                running += 1;
+                                fates.push(task);
+                            }
+                            Turn::Later => {}
+                            Turn::Never(task) => fates.push(task),
+                        }
+                        came += 1;
+                    }
+                    Event::Freed(took) if running > 0 => {
+                        match pulls.freed(Duration::from_micros(took), now) {
+                            Some(task) => fates.push(task),
+                            None => running -= 1,
+                        }
+                    }
+                    Event::Ended => {
+                        if let Some(token) = asked.pop() {
+                            pulls.ended(token, None, now);
+                        }
+                    }
+                    Event::Pass(time) => now += Duration::from_micros(time),
+                    Event::Lost => pulls.lost(),
+                    Event::Freed(_) => {}
+                }
+                pulls.expire(now);
+                fates.extend(std::iter::from_fn(|| pulls.kept_too_long(now)));
+                let requests: Vec<_> = std::iter::from_fn(|| pulls.next(now)).take(100).collect();
+                prop_assert!(requests.len() < 100, "it asks for ever");
+                asked.extend(requests.iter().map(|request| request.token));
+                prop_assert!(running <= width);
+                prop_assert!(pulls.kept.len() <= width * MAX_AHEAD);
+                prop_assert!(pulls.kept.iter().all(|kept| now.duration_since(kept.since) < KEEP));
+                // With a worker free something is asked for, or will be soon.
+                let is_waiting = pulls.open.values().any(|open| open.tasks > 0);
+                prop_assert!(running == width || is_waiting);
+            }
+            fates.extend(std::iter::from_fn(|| pulls.take_kept()));
+            fates.sort_unstable();
+            prop_assert!(fates.into_iter().eq(0..came));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::message::{Key, ToAgent, unpack};
 use super::super::queue::{Link, level_of};
-use super::pulls::Pulls;
+use super::pulls::{Pulls, Turn};
 use super::{Id, Inner, care, work};
 use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt;
@@ -74,7 +74,7 @@ pub(super) async fn live(inner: Arc<Inner>, mut ears: Ears, _closed: DropGuard) 
         tokio::select! {
             () = inner.stopping.cancelled() => {}
             Some(message) = ears.tasks.next() => server.take(message),
-            Some(()) = idle.recv() => server.pulls.freed(Instant::now()),
+            Some(took) = idle.recv() => server.freed(took),
             Some(message) = ears.own.next() => inner.hear(message),
             Some(message) = ears.roll_call.next() => {
                 if message.payload.is_empty() {
@@ -93,7 +93,7 @@ pub(super) async fn live(inner: Arc<Inner>, mut ears: Ears, _closed: DropGuard) 
                 }
                 care::tell(&inner, false).await;
             }
-            () = tokio::time::sleep_until(wake_at.into()) => server.pulls.expire(Instant::now()),
+            () = tokio::time::sleep_until(wake_at.into()) => server.look_after_time(),
         }
     }
     care::tell(&inner, true).await;
@@ -103,9 +103,9 @@ pub(super) async fn live(inner: Arc<Inner>, mut ears: Ears, _closed: DropGuard) 
 /// What an agent does with the server.
 struct Server {
     inner: Arc<Inner>,
-    pulls: Pulls,
+    pulls: Pulls<Message>,
     /// Told when a worker is free.
-    freed: mpsc::UnboundedSender<()>,
+    freed: work::Freed,
     inbox: String,
     /// How many messages have come in answer to requests.
     came: u64,
@@ -125,6 +125,30 @@ impl Server {
         }
     }
 
+    fn begin(&self, message: Message) {
+        self.inner.work.spawn(work::run(self.inner.clone(), message, Some(self.freed.clone())));
+    }
+
+    /// Hands a task back that has not begun.
+    fn give_back(&self, message: Message) {
+        self.inner.work.spawn(work::run(self.inner.clone(), message, None));
+    }
+
+    /// A worker is free that a task has had for so long.
+    fn freed(&mut self, took: Duration) {
+        if let Some(message) = self.pulls.freed(took, Instant::now()) {
+            self.begin(message);
+        }
+    }
+
+    fn look_after_time(&mut self) {
+        let now = Instant::now();
+        self.pulls.expire(now);
+        while let Some(message) = self.pulls.kept_too_long(now) {
+            self.give_back(message);
+        }
+    }
+
     /// Takes in an answer of the server.
     fn take(&mut self, message: Message) {
         self.came += 1;
@@ -133,9 +157,12 @@ impl Server {
         let now = Instant::now();
         match message.status {
             None if message.reply.is_some() => {
-                let has_worker = self.pulls.came(level_of(last), now);
-                let freed = has_worker.then(|| self.freed.clone());
-                self.inner.work.spawn(work::run(self.inner.clone(), message, freed));
+                let (level, waiting) = (level_of(last), waiting(&message));
+                match self.pulls.came(level, message, waiting, now) {
+                    Turn::Now(message) => self.begin(message),
+                    Turn::Later => {}
+                    Turn::Never(message) => self.give_back(message),
+                }
             }
             // It is still there.
             Some(StatusCode::IDLE_HEARTBEAT) | None => {}
@@ -168,15 +195,24 @@ impl Server {
         if message.status.is_some() {
             self.pulls.ended(last.parse().unwrap_or(0), None, now);
         } else if message.reply.is_some() {
-            self.pulls.came(level_of(last), now);
-            self.inner.work.spawn(work::run(self.inner.clone(), message, None));
+            self.pulls.answered(level_of(last), now);
+            self.give_back(message);
         }
     }
+}
+
+/// How many tasks the server had left for agents when it sent this one.
+fn waiting(message: &Message) -> usize {
+    let note = message.reply.as_deref().and_then(|reply| reply.rsplit('.').next());
+    note.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 /// Takes no more, hands back what comes nevertheless, and waits for what runs.
 async fn end(mut server: Server, mut ears: Ears) {
     let inner = server.inner.clone();
+    while let Some(message) = server.pulls.take_kept() {
+        server.give_back(message);
+    }
     let last = async {
         server.run_dry(&mut ears.tasks).await;
         // The server stops after so many messages, which is more than it can have on the way: those that are

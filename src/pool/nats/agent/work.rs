@@ -44,8 +44,8 @@ struct Job {
 
 /// Runs a task that the server has sent, and has its caller told. Tells when the worker is free, if there
 /// is one for it; without, the task is handed back.
-pub(super) async fn run(inner: Arc<Inner>, message: Message, freed: Option<mpsc::UnboundedSender<()>>) {
-    let worker = Worker(freed);
+pub(super) async fn run(inner: Arc<Inner>, message: Message, freed: Option<Freed>) {
+    let worker = Worker(freed, Instant::now());
     let Some(ack) = message.reply.clone() else { return };
     let last_word = LastWord { ack: ack.clone(), made: inner.link.made() };
     let Some(job) = Job::new(inner.clone(), message, ack) else {
@@ -63,13 +63,16 @@ pub(super) async fn run(inner: Arc<Inner>, message: Message, freed: Option<mpsc:
     state.forget(job.id.clone());
 }
 
-/// A worker that is taken up, until this is dropped.
-struct Worker(Option<mpsc::UnboundedSender<()>>);
+/// Where it is told that a worker is free, and for how long it was not.
+pub(super) type Freed = mpsc::UnboundedSender<Duration>;
+
+/// A worker that is taken up since then, until this is dropped.
+struct Worker(Option<Freed>, Instant);
 
 impl Drop for Worker {
     fn drop(&mut self) {
         if let Some(freed) = &self.0 {
-            let _ = freed.send(());
+            let _ = freed.send(self.1.elapsed());
         }
     }
 }
