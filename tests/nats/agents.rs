@@ -72,6 +72,65 @@ fn a_slow_agent_takes_less() {
     });
 }
 
+/// While tasks are short, agents take some ahead. What waits behind a long one goes to others, and each
+/// runs once.
+#[test]
+fn what_came_ahead_of_a_long_task_runs_elsewhere() {
+    play(async |stage| {
+        let (pool, meeting, ledger) = (stage.pool(), Meeting::new(), Ledger::new());
+        let agents = [stage.agent(1).await, stage.agent(1).await];
+        let write = |place: String, n: u32| note(&place, n);
+        let short = |n: u32| pool.submit(write, (ledger.place(), n));
+        let mut handles: Vec<_> = (0..150).map(short).collect();
+        let blocker = pool.submit(|place: String| attend(&place, "blocker"), meeting.place());
+        handles.extend((150..300).map(short));
+        let guest = meeting.next().await;
+        for handle in handles {
+            handle.await.unwrap();
+        }
+        assert_eq!(blocker.status(), TaskStatus::Running);
+        drop(guest);
+        blocker.await.unwrap();
+        let mut lines: Vec<u32> = ledger.lines().iter().map(|line| line.parse().unwrap()).collect();
+        lines.sort_unstable();
+        assert!(lines.into_iter().eq(0..300));
+        pool.shutdown().await;
+        for agent in agents {
+            agent.shutdown().await;
+        }
+        stage
+    });
+}
+
+/// Even if all before were short, tasks that take a while are not begun later than they could be because
+/// an agent keeps them that has no worker for them.
+#[test]
+fn tasks_that_take_a_while_are_shared_out() {
+    play(async |stage| {
+        let (pool, meeting) = (stage.pool(), Meeting::new());
+        let (one, two) = (stage.agent(2).await, stage.agent(1).await);
+        for handle in (0..200_u32).map(|n| pool.submit(|n: u32| n, n)).collect::<Vec<_>>() {
+            handle.await.unwrap();
+        }
+        let long = |_| pool.submit(|place: String| attend(&place, "task"), meeting.place());
+        let handles: Vec<_> = (0..6).map(long).collect();
+        // All three workers have one at the same time; the rest is with nobody.
+        let guests = meeting.all(3).await;
+        let held = |agent: &Agent| agent.stats().queued() + agent.stats().running();
+        assert_eq!((held(&one), held(&two)), (2, 1));
+        eventually("the others wait", || pool.stats().running() == 3 && pool.stats().queued() == 3).await;
+        drop(guests);
+        drop(meeting.all(3).await);
+        for handle in handles {
+            handle.await.unwrap();
+        }
+        pool.shutdown().await;
+        one.shutdown().await;
+        two.shutdown().await;
+        stage
+    });
+}
+
 #[test]
 fn an_agent_that_is_told_to_stop_finishes_what_it_has() {
     play(async |stage| {
