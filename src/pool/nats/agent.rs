@@ -43,7 +43,9 @@ const LAST_WORDS: (usize, Duration) = (1 << 16, Duration::from_secs(30));
 
 /// A machine's part of a service: a local pool that takes tasks from a [`Queue`].
 ///
-/// It takes only as many as it has free workers, and of the highest priority first. A task runs at most
+/// It takes only as many as it has free workers, and of the highest priority first. While tasks take well
+/// under a millisecond it takes a few more ahead, a millisecond's work for each worker, and hands them back
+/// if they cannot begin within some ten. A task runs at most
 /// once here, whatever happens; its caller decides about retries. While it runs the agent says so to the
 /// server every third of [`Queue::ack_wait`]. What a task prints, and what it may do, are this pool's
 /// matter.

@@ -19,13 +19,14 @@ pub(super) async fn overdue(core: &Core, link: &Link, key: Key) {
             Ok(info) => elapsed + PRECISION < info.config.ack_wait,
             Err(_) => false,
         };
-    match core.place_of(key) {
-        Some(place) if is_undelivered && core.unheard_of(key).is_some() => {
-            core.handed_back(key);
-            link.delete(place).await;
+    if let Some(place) = core.place_of(key).filter(|_| is_undelivered) {
+        // It counts for the queue's capacity.
+        link.delete(place).await;
+        if core.unheard_of(key).is_some() {
+            return core.handed_back(key);
         }
-        _ => core.lost(key),
     }
+    core.lost(key);
 }
 
 impl Core {

@@ -179,7 +179,8 @@ impl Core {
             subject: link.names.task(task.terms.priority),
             body: task.cell.body(),
             object: task.object.clone(),
-            is_reserved: task.is_reserved,
+            // One that was accepted, and comes back, waits for room like one with a permit.
+            is_reserved: task.is_reserved || task.key.hop > 0 || task.key.attempt > 1,
             head: TaskHead {
                 version: VERSION,
                 build: link.names.identity.clone(),
