@@ -16,6 +16,7 @@ use crate::pool::cell::Cell;
 use crate::pool::stats::{PoolStats, WorkerInfo};
 use crate::task::PoolError;
 use async_nats::Subject;
+use async_nats::datetime::DateTime;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,7 +89,7 @@ struct Told {
 #[derive(Clone)]
 struct LastWord {
     ack: Subject,
-    made: i64,
+    made: DateTime,
 }
 
 #[derive(Default)]

@@ -3,6 +3,7 @@
 use super::objects::Objects;
 use crate::task::{PoolError, Priority};
 use async_nats::connection::State as Connection;
+use async_nats::datetime::DateTime;
 use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::stream::{
@@ -15,7 +16,8 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
 use bytes::Bytes;
 use futures::StreamExt;
 use std::fmt;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Within this time the server recognises a message that it has stored already.
@@ -295,7 +297,7 @@ pub(super) struct Link {
     /// The most tasks that the server keeps for a build and a priority.
     pub(super) capacity: Option<usize>,
     /// When the queue was made, as far as is known: places in another one mean other tasks.
-    made: AtomicI64,
+    made: Mutex<DateTime>,
     /// With how many connections that was found out.
     known_with: AtomicU64,
 }
@@ -351,7 +353,7 @@ impl Link {
         let objects = bucket(&jetstream, queue, &names).await?;
         let inbox = client.new_inbox();
         let me = inbox.rsplit('.').next().unwrap_or_default().to_owned();
-        let (made, known_with) = (made.into(), known_with.into());
+        let (made, known_with) = (Mutex::new(made), known_with.into());
         Ok(Link { client, jetstream, stream, objects, names, me, capacity, made, known_with })
     }
 
@@ -364,7 +366,7 @@ impl Link {
     pub(super) async fn renew(&self, queue: &Queue, capacity: Option<usize>) -> Result<(), NoLink> {
         let connects = self.connects();
         let found = stream(&self.jetstream, queue, &self.names, capacity).await?;
-        self.made.store(found.made, Ordering::Relaxed);
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = found.made;
         self.known_with.store(connects, Ordering::Release);
         bucket(&self.jetstream, queue, &self.names).await.map(drop)
     }
@@ -384,8 +386,8 @@ impl Link {
     }
 
     /// When the queue was made that was last found.
-    pub(super) fn made(&self) -> i64 {
-        self.made.load(Ordering::Relaxed)
+    pub(super) fn made(&self) -> DateTime {
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often there has been a connection.
@@ -449,8 +451,8 @@ struct Found {
     stream: Stream<()>,
     /// How many tasks it keeps for a subject.
     capacity: Option<usize>,
-    /// When it was made, in nanoseconds.
-    made: i64,
+    /// When it was made.
+    made: DateTime,
 }
 
 /// Finds the stream of tasks, or makes it.
@@ -492,7 +494,7 @@ async fn stream(
     Ok(Found {
         stream,
         capacity: usize::try_from(config.max_messages_per_subject).ok().filter(|most| *most > 0),
-        made: i64::try_from(about.created.unix_timestamp_nanos()).unwrap_or_default(),
+        made: about.created,
     })
 }
 
