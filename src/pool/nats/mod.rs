@@ -1,8 +1,9 @@
 //! Agents that pull tasks from a queue, on NATS JetStream (feature `nats`).
 //!
 //! Any number of machines run an [`Agent`]: a local pool that takes tasks from a [`Queue`], only as many as
-//! it has free workers. A pool that is built with [`Builder::nats`] submits its tasks to that queue, and
-//! has the same methods and errors as any other. Agents come and go; slow ones take less.
+//! it has free workers, or of short ones a moment's work more. A pool that is built with [`Builder::nats`]
+//! submits its tasks to that queue, and has the same methods and errors as any other. Agents come and go; slow
+//! ones take less.
 //!
 //! The agent is the same program: a function is known by its place in it. So a task is seen by agents of
 //! its own build alone; with none of them there it waits. `docs/distributed.md` in the repository tells
