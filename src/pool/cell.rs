@@ -169,6 +169,12 @@ impl Cell {
         progress::tell(self.talker.get_or_init(talker), progress);
     }
 
+    /// The last that it has said of how far it has got.
+    #[cfg(feature = "nats")]
+    pub(super) fn latest_progress(&self) -> Option<Progress> {
+        progress::latest(self.talker.get()?)
+    }
+
     fn end_talk(&self) {
         self.talker.get().into_iter().for_each(progress::end);
     }

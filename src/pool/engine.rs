@@ -5,6 +5,7 @@
 //! have asked the scheduler. Tasks are resolved through their cells, as ever.
 
 use super::cell::Cell;
+use super::inflow::Grant;
 use super::scheduler::Terms;
 use super::state::Warmth;
 use super::stats::{PoolStats, WorkerInfo};
@@ -30,6 +31,15 @@ pub(super) trait Engine: Send + Sync {
 
     /// Resolves a task as cancelled, unless it is resolved already.
     fn cancel(&self, cell: &Cell);
+
+    /// Ends a stream as a shutdown ends all.
+    fn shut_down_task(&self, cell: &Cell);
+
+    /// Lets a stream send so much more.
+    fn grant(&self, cell: &Cell, grant: Grant);
+
+    /// The streams that are not resolved.
+    fn streams(&self) -> Vec<Arc<Cell>>;
 
     /// The process that has begun a task, and that it has.
     fn whereabouts(&self, cell: &Cell) -> Option<(u32, bool)>;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
 /// The longest fault that may stand in an item's place: what the head of a frame may have.
-const MAX_FAULT: u64 = 6 << 20;
+pub(super) const MAX_FAULT: u64 = 6 << 20;
 
 /// Items up to this size are copied out of the buffer that they came in.
 const COPIED: usize = 64 * 1024;
@@ -17,11 +17,19 @@ const COPIED: usize = 64 * 1024;
 /// An item as it has arrived.
 #[derive(Debug)]
 pub(super) struct Arrived {
-    is_fault: bool,
-    body: Bytes,
+    pub(super) is_fault: bool,
+    pub(super) body: Bytes,
+    /// For how many bytes it counts.
+    size: u64,
 }
 
 impl Arrived {
+    /// For how much it counts until it is taken.
+    #[cfg(feature = "nats")]
+    pub(super) fn cost(&self) -> u64 {
+        self.size.saturating_add(ITEM_COST)
+    }
+
     /// The item's encoding, or what stands in its place.
     pub(super) fn into_result(self) -> Result<Bytes, TaskError> {
         if !self.is_fault {
@@ -97,6 +105,12 @@ impl Inflow {
     /// # Errors
     /// [`Violation`] if there was no room for it.
     pub(super) fn add(&self, is_fault: bool, body: Bytes) -> Result<Option<Waker>, Violation> {
+        let size = body.len() as u64;
+        self.add_as(is_fault, body, size)
+    }
+
+    /// The same, where whoever has sent it counts another size.
+    pub(super) fn add_as(&self, is_fault: bool, body: Bytes, size: u64) -> Result<Option<Waker>, Violation> {
         let length = body.len() as u64;
         // A short one is not to keep the buffer that it came in.
         let body = if body.len() <= COPIED { Bytes::copy_from_slice(&body) } else { body };
@@ -105,27 +119,19 @@ impl Inflow {
             return Err(Violation);
         }
         state.items_left -= 1;
-        state.bytes_left = state.bytes_left.saturating_sub_unsigned(length + ITEM_COST);
+        state.bytes_left = state.bytes_left.saturating_sub_unsigned(size.saturating_add(ITEM_COST));
         state.total += length;
-        state.items.push_back(Arrived { is_fault, body });
+        state.items.push_back(Arrived { is_fault, body, size });
         Ok(state.waker.take())
     }
 
     /// Takes the next item, and tells what to grant for it and others; without one, whoever polls is
     /// woken when there is.
     pub(super) fn take(&self, context: &mut Context<'_>) -> Option<(Arrived, Option<Grant>)> {
-        let mut state = self.lock();
-        let Some(item) = state.items.pop_front() else {
-            let is_known = state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
-            let old = if is_known { None } else { state.waker.replace(context.waker().clone()) };
-            // Dropping a waker runs foreign code.
-            drop(state);
-            drop(old);
-            return None;
-        };
+        let (item, mut state) = self.next(context)?;
         state.takes += 1;
         state.taken.items += 1;
-        state.taken.bytes += item.body.len() as u64 + ITEM_COST;
+        state.taken.bytes += item.size.saturating_add(ITEM_COST);
         // Half of what there is room for at a time: the other half keeps the worker busy meanwhile.
         let is_due = state.taken.items >= self.window.div_ceil(2) || state.taken.bytes >= STREAM_BYTES / 2;
         let grant = is_due.then(|| std::mem::take(&mut state.taken));
@@ -136,10 +142,52 @@ impl Inflow {
         Some((item, grant))
     }
 
+    /// Takes the next item, or has whoever polls woken when there is one.
+    fn next(&self, context: &mut Context<'_>) -> Option<(Arrived, MutexGuard<'_, State>)> {
+        let mut state = self.lock();
+        let Some(item) = state.items.pop_front() else {
+            let is_known = state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
+            let old = if is_known { None } else { state.waker.replace(context.waker().clone()) };
+            // Dropping a waker runs foreign code.
+            drop(state);
+            drop(old);
+            return None;
+        };
+        Some((item, state))
+    }
+
     /// Nobody will take any more.
     pub(super) fn clear(&self) {
         let items = std::mem::take(&mut self.lock().items);
         drop(items);
+    }
+
+    /// Takes the next item for another consumer, which has not taken it yet: that says what to
+    /// [`admit`](Inflow::admit) in turn.
+    #[cfg(feature = "nats")]
+    pub(super) fn pass_on(&self, context: &mut Context<'_>) -> Option<Arrived> {
+        let (item, mut state) = self.next(context)?;
+        state.takes += 1;
+        Some(item)
+    }
+
+    /// So much more may come.
+    #[cfg(feature = "nats")]
+    pub(super) fn admit(&self, grant: Grant) {
+        let mut state = self.lock();
+        state.items_left = state.items_left.saturating_add(grant.items);
+        state.bytes_left = state.bytes_left.saturating_add_unsigned(grant.bytes);
+    }
+
+    /// Whether another item may come.
+    #[cfg(feature = "nats")]
+    pub(super) fn may_come(&self) -> bool {
+        self.lock().may_come()
+    }
+
+    #[cfg(feature = "nats")]
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().items.is_empty()
     }
 
     /// How many bytes of items have arrived.

@@ -35,6 +35,12 @@ pub(super) fn tell(talker: &Talker, progress: Progress) {
     });
 }
 
+/// The last that the task has said.
+#[cfg(feature = "nats")]
+pub(super) fn latest(talker: &Talker) -> Option<Progress> {
+    talker.borrow().latest.clone()
+}
+
 /// The task is over.
 pub(super) fn end(talker: &Talker) {
     talker.send_modify(|talk| talk.is_over = true);

@@ -29,6 +29,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+#[cfg(feature = "nats")]
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// What does not change while the pool lives.
 pub(super) struct Settings {
@@ -164,10 +166,6 @@ impl Shared {
         if let Some(limit) = order.timeout.filter(Duration::is_zero) {
             return Err(error(TaskError::TimedOut { limit }));
         }
-        if self.engine.is_some() && order.window.is_some() {
-            let reason = "a stream cannot be had from workers that are reached through a queue".into();
-            return Err(error(TaskError::PoolBroken(PoolError::InvalidSetting { reason })));
-        }
         let permit = match (&self.room, order.permit.take()) {
             (_, Some(permit)) => Some(permit),
             (None, None) => None,
@@ -209,16 +207,25 @@ impl Shared {
 
     /// Ends one task as a shutdown ends all, but with time for its worker to notice.
     pub(super) fn shut_down_task(self: &Arc<Self>, cell: &Cell) {
+        if let Some(engine) = &self.engine {
+            return engine.shut_down_task(cell);
+        }
         self.with(|state, _, now| state.scheduler.cancel(cell.key(), Verdict::ShutDown, now, &state.links));
     }
 
     /// Lets a stream's worker send so much more.
     pub(super) fn grant(self: &Arc<Self>, cell: &Cell, grant: Grant) {
+        if let Some(engine) = &self.engine {
+            return engine.grant(cell, grant);
+        }
         self.with(|state, chores, _| state.grant(cell.key(), grant, chores));
     }
 
     /// The streams that are not resolved.
     pub(super) fn streams(&self) -> Vec<Arc<Cell>> {
+        if let Some(engine) = &self.engine {
+            return engine.streams();
+        }
         let state = self.lock();
         state.scheduler.jobs().filter(|cell| cell.inflow().is_some()).cloned().collect()
     }
@@ -450,10 +457,26 @@ impl Shared {
     }
 
     /// Shows watchers what has happened.
-    fn show(&self, events: &[Event]) {
+    pub(super) fn show(&self, events: &[Event]) {
         for event in events {
             self.tell_observers(|observer| observer.see(event));
         }
+    }
+
+    #[cfg(feature = "nats")]
+    pub(super) fn is_observed(&self) -> bool {
+        !self.observers.is_empty()
+    }
+
+    /// While this is there, watchers are waited for that have yet to be shown something.
+    #[cfg(feature = "nats")]
+    pub(super) fn shown(&self) -> TaskTrackerToken {
+        self.to_show.token()
+    }
+
+    #[cfg(feature = "nats")]
+    pub(super) fn measure(&self, levels: &super::observe::Levels) {
+        self.tell_observers(|observer| observer.measure(levels));
     }
 
     /// What runs there is foreign in the end (a recorder), and may do anything but take the pool along.

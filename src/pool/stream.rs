@@ -192,7 +192,8 @@ impl<T> TaskStream<T> {
                     if self.remote.cancelled.is_cancelled() {
                         return Poll::Ready(Err(TaskError::Cancelled));
                     }
-                    if self.pool.shared().room.is_none() {
+                    let shared = self.pool.shared();
+                    if shared.room.is_none() && shared.engine.is_none() {
                         self.submit(start);
                         return Poll::Ready(Ok(()));
                     }
@@ -205,6 +206,7 @@ impl<T> TaskStream<T> {
                         return Poll::Pending;
                     };
                     start.order.permit = permit?.into_place();
+                    start.order.is_reserved = true;
                     self.submit(start);
                     return Poll::Ready(Ok(()));
                 }

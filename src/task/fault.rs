@@ -97,6 +97,16 @@ impl Fault {
         })
     }
 
+    /// What came of a stream through a queue is none of its items.
+    #[cfg(feature = "nats")]
+    pub(crate) fn malformed_stream() -> Fault {
+        Fault::Codec(CodecReport {
+            stage: CodecStage::DecodeResult,
+            type_name: "an item of a stream".into(),
+            cause: "more came than was asked for, or no item at all".into(),
+        })
+    }
+
     /// Cuts texts down to what may be sent.
     pub(crate) fn bounded(mut self) -> Fault {
         match &mut self {

@@ -278,21 +278,3 @@ fn a_running_task_is_not_given_up_for_having_waited() {
         stage
     });
 }
-
-#[test]
-fn a_stream_is_refused_with_the_reason() {
-    play(async |stage| {
-        use futures::StreamExt;
-        let pool = stage.pool();
-        let mut stream = pool.stream(|n: u64| futures::stream::iter(0..n), 3);
-        match stream.next().await {
-            Some(Err(TaskError::PoolBroken(PoolError::InvalidSetting { reason }))) => {
-                assert!(reason.contains("stream"), "{reason}");
-            }
-            other => panic!("{:?}", other.map(|item| item.map(drop))),
-        }
-        drop(stream);
-        pool.shutdown().await;
-        stage
-    });
-}

@@ -20,6 +20,7 @@ mod patience;
 mod payloads;
 mod priorities;
 mod replicas;
+mod progress;
 mod security;
 mod server;
 #[path = "../../examples/cluster/servers.rs"]
@@ -28,3 +29,4 @@ mod shapes;
 #[path = "../../examples/cluster/slurm.rs"]
 mod slurm;
 mod stage;
+mod streams;

@@ -1,9 +1,10 @@
 //! An agent: a local pool that takes tasks from a queue.
 //!
 //! `serve.rs` is its life, `pulls.rs` decides what to ask the server for, `work.rs` has the way of one task,
-//! and `care.rs` what an agent tells of itself and what it clears up after others.
+//! `flow.rs` has the way of a stream's items, and `care.rs` what an agent tells of itself and what it clears up after others.
 
 mod care;
+mod flow;
 mod pulls;
 mod serve;
 mod work;
@@ -16,12 +17,12 @@ use crate::pool::cell::Cell;
 use crate::pool::stats::{PoolStats, WorkerInfo};
 use crate::task::PoolError;
 use async_nats::Subject;
-use async_nats::datetime::DateTime;
+use flow::Heard;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use work::DONE;
@@ -98,6 +99,8 @@ struct State {
     running: HashMap<Id, Arc<Cell>>,
     /// Who waits for a confirmation.
     unconfirmed: HashMap<Id, oneshot::Sender<()>>,
+    /// Who sends the items of streams, to be told what their callers say.
+    flows: HashMap<Id, watch::Sender<Heard>>,
     /// What is in hand or was, so that it is not run again.
     seen: HashSet<Id>,
     done: VecDeque<Id>,

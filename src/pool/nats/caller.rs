@@ -2,39 +2,49 @@
 //!
 //! What is known of each task is under one lock. The engine's life (`life.rs`) is a task of the runtime
 //! that listens to agents and the server and looks after time; each submission is a task of its own
-//! (`publish.rs`). `listen.rs` has what is made of messages.
+//! (`publish.rs`). `listen.rs` has what is made of messages, `flow.rs` streams, and `shown.rs` what is shown to
+//! those who watch the pool.
 
+mod flow;
 mod life;
 mod listen;
 mod overdue;
 mod publish;
+mod shown;
 
 use super::message::Key;
 use super::queue::Queue;
 use crate::pool::cell::{Cell, Outcome};
 use crate::pool::engine::Engine;
-use crate::pool::observe::Ending;
-use crate::pool::scheduler::{Counts, Nanos, Terms};
+use crate::pool::inflow::Grant;
+use crate::pool::observe::{Ending, Levels};
+use crate::pool::scheduler::{Counts, Loads, Nanos, Terms};
 use crate::pool::shared::{Shared, nanos};
 use crate::pool::state::Warmth;
 use crate::pool::stats::{PoolStats, WorkerInfo};
 use crate::pool::times::{Distribution, Times};
 use crate::sys::monotonic_now;
 use crate::task::{PoolError, Priority, TaskError};
+use flow::Reception;
 use futures::future::{BoxFuture, FutureExt};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// The engine of a pool whose tasks go to a queue.
+#[derive(Clone)]
 pub(super) struct Caller(Arc<Core>);
 
 pub(super) struct Core {
     queue: Queue,
     max_message: u64,
     capacity: Option<usize>,
+    /// The pool, while it is there, and whether anybody watches it.
+    shared: OnceLock<Weak<Shared>>,
+    is_observed: bool,
     errands: mpsc::UnboundedSender<Errand>,
     state: Mutex<State>,
     /// How many tasks of a priority there are, for those who wait for room; asked by the engine's life.
@@ -47,10 +57,10 @@ enum Errand {
     Publish(u64),
     /// Take a task out of the queue.
     Delete(u64),
-    /// Tell the agent that has it, under its name, that a submission is not wanted any more.
-    Cancel(String, Key),
-    /// The server has given a submission up.
-    Overdue(Key),
+    /// Tell the agent that has it, under its name, that a task is not wanted any more.
+    Cancel(String, u64),
+    /// Tell the agent that has it how a stream gets on.
+    Flow(u64),
     /// Remove an object.
     Remove(String),
     /// Fetch an answer from the object store.
@@ -66,6 +76,11 @@ struct State {
     places: HashMap<u64, u64>,
     agents: HashMap<String, Known>,
     counts: Counts,
+    /// How many tasks an agent has begun, and how many workers agents have.
+    running: usize,
+    fleet: Loads,
+    /// What watchers were told last, or are about to be.
+    levels: Levels,
     times: Times,
     warming: Vec<oneshot::Sender<Warmth>>,
     /// Why the queue cannot be used at the moment.
@@ -97,14 +112,27 @@ struct Task {
     object: Option<String>,
     /// When it is too late to wait for an agent any longer: none has said that it has it.
     taken: Option<Taken>,
+    /// What has come of it, if it is a stream.
+    reception: Option<Arc<Reception>>,
+    /// Until its end is shown, if anybody watches.
+    shown: Option<TaskTrackerToken>,
 }
 
 /// What is known of a task that has left the queue.
 struct Taken {
     agent: Option<String>,
     pid: Option<u32>,
+    /// When that was told.
+    began: Option<Nanos>,
     /// The last sign of life.
     sign: Instant,
+}
+
+impl Taken {
+    /// By nobody that is known, with the last sign of life at this time, or now.
+    fn new(sign: Option<Instant>) -> Taken {
+        Taken { agent: None, pid: None, began: None, sign: sign.unwrap_or_else(Instant::now) }
+    }
 }
 
 /// An agent that is there.
@@ -124,6 +152,8 @@ impl Caller {
             queue,
             max_message: shared.settings.max_message,
             capacity: shared.settings.queue_capacity,
+            shared: OnceLock::new(),
+            is_observed: shared.is_observed(),
             errands,
             state: Mutex::new(State {
                 stage: Stage::Open,
@@ -131,6 +161,9 @@ impl Caller {
                 places: HashMap::new(),
                 agents: HashMap::new(),
                 counts: Counts::default(),
+                running: 0,
+                fleet: Loads::default(),
+                levels: Levels::default(),
                 times: Times::new(),
                 warming: Vec::new(),
                 broken: None,
@@ -140,6 +173,12 @@ impl Caller {
             terminated: shared.terminated.clone(),
         });
         (Caller(core.clone()), life::run(core, todo))
+    }
+
+    /// The pool that it is the engine of.
+    pub(super) fn belong_to(&self, shared: &Arc<Shared>) {
+        // Only told once.
+        let _ = self.0.shared.set(Arc::downgrade(shared));
     }
 }
 
@@ -170,6 +209,10 @@ impl Core {
     /// Resolves a task that has been removed, and clears up after it.
     fn settle(&self, task: Task, outcome: Outcome, ran: Option<Nanos>) {
         self.lock().count(&outcome, ran.map(|ran| (task.submitted_at, ran)));
+        if let Some(end) = Core::end_of(&task, &outcome, ran, false) {
+            task.cell.shared.show(&[end]);
+        }
+        self.show_levels();
         if let Some(object) = task.object {
             self.send(Errand::Remove(object));
         }
@@ -191,29 +234,35 @@ impl Core {
 
     /// An attempt has failed in a way after which there may be another. Gives the outcome back if there
     /// may not.
-    fn retry(&self, key: Key, outcome: Outcome) -> Option<Outcome> {
+    fn retry(&self, key: Key, outcome: Outcome, ran: Option<Nanos>) -> Option<Outcome> {
         let may_be_repeated = match &outcome {
             Outcome::Error(error) => {
                 matches!(**error, TaskError::WorkerDied(_) | TaskError::TimedOut { .. } | TaskError::NodeLost)
             }
             _ => false,
         };
-        let mut state = self.lock();
-        let state = &mut *state;
+        let mut guard = self.lock();
+        let state = &mut *guard;
         let is_open = state.stage != Stage::Stopped;
         let task = state.tasks.get_mut(&key.task).filter(|task| task.key == key)?;
         if !may_be_repeated || task.retries_left == 0 || !is_open {
             return Some(outcome);
         }
+        let end = Core::end_of(task, &outcome, ran, true).map(|end| (task.cell.clone(), end));
         task.retries_left -= 1;
         task.sent = Instant::now();
         task.key.attempt += 1;
         task.key.hop = 0;
-        task.taken = None;
+        State::untake(&mut state.running, task);
         if let Some(place) = task.place.take() {
             state.places.remove(&place);
         }
         state.counts.retried += 1;
+        drop(guard);
+        if let Some((cell, end)) = end {
+            cell.shared.show(&[end]);
+            self.show_levels();
+        }
         self.send(Errand::Publish(key.task));
         None
     }
@@ -225,7 +274,7 @@ impl Core {
         if let Some(place) = place {
             self.send(Errand::Delete(place));
         }
-        if let Some(outcome) = self.retry(key, error(TaskError::NodeLost)) {
+        if let Some(outcome) = self.retry(key, error(TaskError::NodeLost), None) {
             self.finish(key, outcome, None);
         }
     }
@@ -247,6 +296,7 @@ impl Core {
 impl State {
     fn remove(&mut self, id: u64) -> Option<Task> {
         let task = self.tasks.remove(&id)?;
+        self.running -= usize::from(State::is_running(&task)).min(self.running);
         if let Some(place) = task.place {
             self.places.remove(&place);
         }
@@ -286,20 +336,23 @@ impl Engine for Caller {
                 (Stage::Draining | Stage::Stopped, _) => Some(TaskError::ShutDown),
                 (Stage::Open, Some(cause)) => Some(TaskError::PoolBroken(cause.clone())),
                 (Stage::Open, None) => {
+                    let now = monotonic_now();
+                    cell.set_submitted(now);
                     state.counts.submitted += 1;
                     let now = Instant::now();
                     let task = Task {
                         cell: cell.clone(),
                         terms,
                         is_reserved,
-                        submitted: now,
-                        sent: now,
-                        submitted_at: monotonic_now(),
+                        submitted: Instant::now(),
+                        submitted_at: now,
                         key: Key { task: cell.id, attempt: 1, hop: 0 },
                         retries_left: terms.retries,
                         place: None,
                         object: None,
                         taken: None,
+                        reception: cell.inflow().map(|_| Arc::new(Reception::new(cell, self.0.max_message))),
+                        shown: self.0.is_observed.then(|| cell.shared.shown()),
                     };
                     state.tasks.insert(cell.id, task);
                     None
@@ -307,8 +360,15 @@ impl Engine for Caller {
             }
         };
         match refusal {
-            Some(refusal) => cell.resolve(error(refusal)),
-            None => self.0.send(Errand::Publish(cell.id)),
+            Some(refusal) => {
+                let outcome = error(refusal);
+                self.0.show_refusal(cell, &outcome);
+                cell.resolve(outcome);
+            }
+            None => {
+                self.0.show_levels();
+                self.0.send(Errand::Publish(cell.id));
+            }
         }
     }
 
@@ -317,6 +377,18 @@ impl Engine for Caller {
         if let Some(task) = task {
             self.0.give_up(task, error(TaskError::Cancelled));
         }
+    }
+
+    fn shut_down_task(&self, cell: &Cell) {
+        self.0.shut_down_task(cell.id);
+    }
+
+    fn grant(&self, cell: &Cell, grant: Grant) {
+        self.0.grant(cell.id, grant);
+    }
+
+    fn streams(&self) -> Vec<Arc<Cell>> {
+        self.0.streams()
     }
 
     fn whereabouts(&self, cell: &Cell) -> Option<(u32, bool)> {
@@ -335,7 +407,7 @@ impl Engine for Caller {
 
     fn stats(&self) -> PoolStats {
         let state = self.0.lock();
-        let running = state.tasks.values().filter(|task| State::is_running(task)).count();
+        let running = state.running.min(state.tasks.len());
         let workers = || state.agents.values().flat_map(|agent| &agent.workers);
         let counts = Counts {
             queued: state.tasks.len() - running,

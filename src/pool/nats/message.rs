@@ -3,13 +3,14 @@
 //! A message is a head, its length (u32, little-endian) before it, and then whatever is left: a body.
 
 use super::report::Ending;
-use crate::task::{CodecStage, decode};
+use crate::task::{CodecStage, Progress, TraceContext, decode};
+use crate::wire::Levels;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Both sides are of one build; this is against what is no message of this crate at all.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// The header of a task with the subject where its caller listens. The reply subject of the message
 /// itself is where the server confirms that it has the task.
@@ -62,6 +63,12 @@ pub(super) struct TaskHead {
     pub(super) name: Option<String>,
     /// How many items it has, if it is a chunk.
     pub(super) items: u32,
+    /// It is a stream, of which so many items may come before the first are taken.
+    pub(super) window: Option<u64>,
+    /// The trace that it is part of.
+    pub(super) trace: Option<Box<TraceContext>>,
+    /// How much its caller wants to hear of what it logs.
+    pub(super) levels: Levels,
     pub(super) place: Place,
 }
 
@@ -82,6 +89,10 @@ pub(super) enum News {
     /// The server has given the task up, which is at this place of the stream: the agent that had it is gone.
     /// Another one says so.
     Overdue { place: u64 },
+    /// How far it has got, as it says itself.
+    Progress { progress: Progress },
+    /// The packet of a stream with this number; the body is pieces of items.
+    Packet { number: u64 },
     /// It is done, and took so many nanoseconds; the body is an answer.
     Done { ran: u64, place: Place },
 }
@@ -91,10 +102,48 @@ pub(super) enum News {
 pub(super) enum ToAgent {
     /// The caller has the answer, or does not want it any more.
     Confirm { caller: String, key: Key },
-    /// The caller does not want this submission of a task any more.
-    Cancel { caller: String, key: Key },
+    /// The caller does not want the task any more.
+    Cancel { caller: String, task: u64 },
+    /// How a stream's caller gets on.
+    Flow { caller: String, key: Key, flow: Flow },
     /// The caller has ended, and wants nothing any more. To all agents of its build.
     Left { caller: String },
+}
+
+/// How far the caller of a stream has got since its beginning: so it does no harm if it is lost, or comes
+/// twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Flow {
+    /// How many packets have arrived.
+    pub(super) packets: u64,
+    /// What was taken and made room for more: items, and their bytes with what each costs beside.
+    pub(super) items: u64,
+    pub(super) bytes: u64,
+    /// What has not arrived is missing: it was lost.
+    pub(super) is_missing: bool,
+}
+
+/// What a piece of a stream's item is.
+pub(super) const IS_FAULT: u8 = 1;
+/// The item goes on with the next piece.
+pub(super) const GOES_ON: u8 = 2;
+
+/// Adds a piece of an item to a packet: what it is, its length (u32, little-endian) and its bytes.
+pub(super) fn add_piece(packet: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
+    packet.push(kind);
+    // A packet is far below 4 GiB.
+    packet.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    packet.extend_from_slice(bytes);
+}
+
+/// What a piece takes beside its bytes.
+pub(super) const PIECE_HEAD: usize = 5;
+
+/// Takes the next piece off a packet; `None` if there is none.
+pub(super) fn take_piece(packet: &mut Bytes) -> Option<(u8, Bytes)> {
+    let [kind, length @ ..] = *packet.first_chunk::<PIECE_HEAD>()?;
+    let end = PIECE_HEAD + u32::from_le_bytes(length) as usize;
+    (end <= packet.len()).then(|| (kind, packet.split_to(end).split_off(PIECE_HEAD)))
 }
 
 /// The head of an answer. The rest is the results of a chunk's items, each its length (u32,
@@ -103,6 +152,10 @@ pub(super) enum ToAgent {
 pub(super) struct AnswerHead {
     pub(super) ending: Ending,
     pub(super) part_bytes: u64,
+    /// How many packets it has sent, if it is a stream.
+    pub(super) packets: u64,
+    /// The last that it said of how far it had got.
+    pub(super) progress: Option<Progress>,
 }
 
 /// What an agent tells of itself.
@@ -171,6 +224,22 @@ mod tests {
         let (head, body) = unpack::<ToAgent>(message).unwrap();
         assert!(matches!(head, ToAgent::Confirm { caller, key: found } if caller == "me" && found == key));
         assert_eq!(&body[..], b"abc");
+    }
+
+    #[test]
+    fn pieces_come_apart_as_they_were_put_together() {
+        let mut packet = Vec::new();
+        add_piece(&mut packet, IS_FAULT, b"abc");
+        add_piece(&mut packet, GOES_ON, b"");
+        for end in 0..packet.len() {
+            let mut cut = Bytes::copy_from_slice(&packet[..end]);
+            let whole = std::iter::from_fn(|| take_piece(&mut cut)).count();
+            assert_eq!(whole, usize::from(end >= PIECE_HEAD + 3));
+        }
+        let mut packet = Bytes::from(packet);
+        assert_eq!(take_piece(&mut packet).unwrap(), (IS_FAULT, Bytes::from_static(b"abc")));
+        assert_eq!(take_piece(&mut packet).unwrap(), (GOES_ON, Bytes::new()));
+        assert!(packet.is_empty());
     }
 
     #[test]

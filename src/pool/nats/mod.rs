@@ -84,10 +84,12 @@ impl Builder {
 pub(super) fn open(queue: Queue, mut shared: Shared) -> Result<Arc<Shared>, PoolError> {
     queue.check()?;
     let (engine, life) = caller::Caller::new(queue, &shared);
+    let core = engine.clone();
     shared.engine = Some(Box::new(engine));
     // The queue has a bound of its own.
     shared.room = None;
     let shared = Arc::new(shared);
+    core.belong_to(&shared);
     let watched = shared.clone();
     shared.runtime.spawn(async move {
         life.await;

@@ -2,7 +2,8 @@
 
 use super::super::message::{Key, ToAgent, unpack};
 use super::super::queue::{Link, level_of};
-use super::pulls::{Pulls, Turn};
+use super::flow::Heard;
+use super::pulls::Pulls;
 use super::{Id, Inner, care, work};
 use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt;
@@ -260,7 +261,10 @@ impl Inner {
                     let _ = waiting.send(());
                 }
             }
-            Some((ToAgent::Cancel { caller, key }, _)) => self.cancel(&caller, Some(key)),
+            Some((ToAgent::Cancel { caller, task }, _)) => self.cancel(&caller, Some(task)),
+            Some((ToAgent::Flow { caller, key, flow }, _)) => {
+                self.lock().hear_of(&Id { caller: caller.into(), key }, flow);
+            }
             Some((ToAgent::Left { caller }, _)) => {
                 self.lock().remember_left(caller.as_str().into());
                 self.cancel(&caller, None);
@@ -276,6 +280,9 @@ impl Inner {
             let is_meant = |id: &Id| *id.caller == *caller && key.is_none_or(|key| id.key == key);
             let cells: Vec<_> =
                 state.running.iter().filter(|(id, _)| is_meant(id)).map(|(_, cell)| cell.clone()).collect();
+            for (_, stream) in state.flows.iter().filter(|(id, _)| is_meant(id)) {
+                stream.send_modify(Heard::cancel);
+            }
             let waiting: Vec<_> = state.unconfirmed.keys().filter(|id| is_meant(id)).cloned().collect();
             let confirmed: Vec<_> =
                 waiting.into_iter().filter_map(|id| state.unconfirmed.remove(&id)).collect();

@@ -2,11 +2,13 @@
 
 use super::super::message::{AnswerHead, News, Place, REPLY_TO, TaskHead, ToCaller, VERSION, pack, unpack};
 use super::super::report::Ending;
-use super::{Id, Inner, LastWord};
+use super::flow::{Relay, Relayed};
+use super::{Id, Inner};
 use crate::pool::cell::{Cell, Outcome};
-use crate::pool::shared::{Alias, Order};
+use crate::pool::shared::{Alias, Order, Origin};
 use crate::sys::monotonic_now;
 use crate::task::{Fault, TaskError, TaskRef};
+use async_nats::connection::State as Connection;
 use async_nats::{Message, Subject};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -14,12 +16,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 /// After this time, and twice as long each time up to the second, it is looked whether a task has begun.
 const GLANCES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(32));
 
 /// How long to wait for the confirmation of an answer before it is repeated, at first and at most.
 const REPEATS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
+
+/// How much time there is between two reports of how far a task has got.
+const REPORTS: Duration = Duration::from_millis(50);
 
 /// How long an agent that ends waits for confirmations.
 const LAST_PATIENCE: Duration = Duration::from_secs(10);
@@ -28,12 +34,12 @@ pub(super) const DONE: &str = "+ACK";
 const IN_PROGRESS: &str = "+WPI";
 
 /// A task in hand.
-struct Job {
-    inner: Arc<Inner>,
-    head: TaskHead,
+pub(super) struct Job {
+    pub(super) inner: Arc<Inner>,
+    pub(super) head: TaskHead,
     /// What came behind the head.
     body: Bytes,
-    id: Id,
+    pub(super) id: Id,
     /// Where its caller listens.
     reply_to: String,
     /// Where the server is told what became of it.
@@ -63,11 +69,22 @@ pub(super) async fn run(inner: Arc<Inner>, message: Message, freed: Option<Freed
     state.forget(job.id.clone());
 }
 
-/// Where it is told that a worker is free, and for how long it was not.
-pub(super) type Freed = mpsc::UnboundedSender<Duration>;
+/// What has become of a task in the local pool.
+struct Done {
+    outcome: Outcome,
+    /// The task, if it got there.
+    cell: Option<Arc<Cell>>,
+    relayed: Relayed,
+}
 
-/// A worker that is taken up since then, until this is dropped.
-struct Worker(Option<Freed>, Instant);
+impl Done {
+    fn without_cell(outcome: Outcome) -> Done {
+        Done { outcome, cell: None, relayed: Relayed::All(0) }
+    }
+}
+
+/// A worker that is taken up, until this is dropped.
+struct Worker(Option<mpsc::UnboundedSender<()>>);
 
 impl Drop for Worker {
     fn drop(&mut self) {
@@ -133,16 +150,20 @@ impl Job {
         }
     }
 
-    async fn tell_alive(&self) {
+    pub(super) async fn tell_alive(&self) {
         let pid = Some(self.pid.load(Ordering::Relaxed)).filter(|pid| *pid > 0);
         self.tell(News::Alive { pid }, &[]).await;
     }
 
     async fn tell(&self, what: News, body: &[u8]) {
-        let link = &self.inner.link;
-        let message = pack(&ToCaller { agent: link.me.clone(), key: self.head.key, what }, &[body]);
+        let agent = self.inner.link.me.clone();
+        self.publish(pack(&ToCaller { agent, key: self.head.key, what }, &[body])).await;
+    }
+
+    /// Sends the caller a message.
+    pub(super) async fn publish(&self, message: Bytes) {
         // What is lost is told again.
-        link.say(self.reply_to.clone(), message).await;
+        let _ = self.inner.link.client.publish(self.reply_to.clone(), message).await;
     }
 
     /// Runs the task and has the answer confirmed; whether it was.
@@ -151,14 +172,18 @@ impl Job {
             return self.until_confirmed(|| News::HandedBack, Bytes::new()).await;
         }
         let started = monotonic_now();
-        let (outcome, cell) = self.outcome().await;
-        drop(worker);
+        let Done { outcome, cell, relayed } = self.outcome(worker).await;
+        let packets = match relayed {
+            Relayed::All(packets) => packets,
+            Relayed::Cancelled => return true,
+            Relayed::Forsaken => return false,
+        };
         if matches!(&outcome, Outcome::Error(error) if matches!(**error, TaskError::Cancelled)) {
             // Its caller knows, or nobody would have cancelled it.
             return true;
         }
         let ran = monotonic_now() - started;
-        let answer = answer(&outcome, cell.as_deref());
+        let answer = answer(&outcome, cell.as_deref(), packets);
         drop((outcome, cell));
         if answer.len() <= self.inner.link.inline() {
             return self.until_confirmed(move || News::Done { ran, place: Place::Here }, answer).await;
@@ -168,7 +193,7 @@ impl Job {
             Ok(()) => Place::Object { name, size },
             Err(_) => {
                 self.inner.link.objects.remove(&name).await;
-                let lost = answer_of(Ending::Lost);
+                let lost = answer_of(Ending::Lost, packets);
                 return self.until_confirmed(move || News::Done { ran, place: Place::Here }, lost).await;
             }
         };
@@ -176,9 +201,9 @@ impl Job {
         self.until_confirmed(move || News::Done { ran, place: place.clone() }, Bytes::new()).await
     }
 
-    /// What becomes of the task in the local pool.
-    async fn outcome(&self) -> (Outcome, Option<Arc<Cell>>) {
-        let failed = |error| (Outcome::Error(Box::new(error)), None);
+    /// What becomes of the task in the local pool. The worker is free when it is done.
+    async fn outcome(&self, worker: Worker) -> Done {
+        let failed = |error| Done::without_cell(Outcome::Error(Box::new(error)));
         let limit = self.inner.pool.shared().settings.max_message;
         let body = match &self.head.place {
             Place::Here => self.body.clone(),
@@ -193,7 +218,7 @@ impl Job {
         // A chunk is bounded item by item.
         let size = body.len() as u64;
         if size > limit && self.head.items == 0 {
-            return (Outcome::Fault(Box::new(Fault::TooLarge { size, limit })), None);
+            return Done::without_cell(Outcome::Fault(Box::new(Fault::TooLarge { size, limit })));
         }
         let Some(task) = TaskRef::at(self.head.shim) else {
             return failed(TaskError::NotInMainImage { task: "a task from the queue".into() });
@@ -202,6 +227,8 @@ impl Job {
             timeout: self.head.timeout.map(Duration::from_nanos),
             name: self.head.name.clone(),
             items: self.head.items as usize,
+            window: self.head.window.map(|window| window.max(1)),
+            origin: Origin { trace: self.head.trace.clone(), ..Origin::default() },
             alias: Some(Alias { id: self.head.key.task, attempts: self.head.key.attempt - 1 }),
             ..Order::default()
         };
@@ -214,19 +241,32 @@ impl Job {
         if !is_wanted {
             self.inner.pool.shared().cancel(&cell);
         }
-        let outcome = self.watch(&cell).await;
-        self.inner.lock().running.remove(&self.id);
-        (outcome, Some(cell))
+        let over = CancellationToken::new();
+        let run = async {
+            let outcome = self.watch(&cell).await;
+            drop(worker);
+            over.cancel();
+            self.inner.lock().running.remove(&self.id);
+            outcome
+        };
+        let (outcome, relayed) = match self.head.window {
+            None => (run.await, Relayed::All(0)),
+            Some(_) => tokio::join!(run, Relay::new(self, &cell).run(&over)),
+        };
+        Done { outcome, cell: Some(cell), relayed }
     }
 
     /// Waits until the task is done, and tells the caller when it has begun, if that takes a moment.
     async fn watch(&self, cell: &Arc<Cell>) -> Outcome {
         let mut done = std::pin::pin!(std::future::poll_fn(|context| cell.poll(context)));
+        let mut reports = std::pin::pin!(self.pass_on_reports(cell));
         let mut pause = GLANCES.0;
         loop {
             tokio::select! {
                 biased;
                 outcome = &mut done => return outcome,
+                // What is over in a moment says the last of it with its answer.
+                () = &mut reports, if self.pid.load(Ordering::Relaxed) > 0 => {}
                 () = tokio::time::sleep(pause), if self.pid.load(Ordering::Relaxed) == 0 => {
                     pause = (pause * 2).min(GLANCES.1);
                     if let Some((pid, true)) = self.inner.pool.shared().whereabouts(cell) {
@@ -236,6 +276,19 @@ impl Job {
                 }
             }
         }
+    }
+
+    /// Passes on what the task says of how far it has got, for ever: the latest, now and then.
+    async fn pass_on_reports(&self, cell: &Cell) {
+        let mut watch = cell.progress();
+        while let Some(progress) = watch.changed().await {
+            // It is not to wait for a connection: by then there is a later one.
+            if self.inner.link.client.connection_state() == Connection::Connected {
+                self.tell(News::Progress { progress }, &[]).await;
+            }
+            tokio::time::sleep(REPORTS).await;
+        }
+        std::future::pending().await
     }
 
     /// Tells the caller something until it confirms that, or for as long as patience lasts.
@@ -256,7 +309,7 @@ impl Job {
         false
     }
 
-    fn patience(&self) -> Duration {
+    pub(super) fn patience(&self) -> Duration {
         let patience = self.inner.queue.reply_patience;
         if self.inner.stopping.is_cancelled() { patience.min(LAST_PATIENCE) } else { patience }
     }
@@ -283,17 +336,18 @@ fn age(unix_nanos: i128) -> u128 {
     u128::try_from(now.saturating_sub(unix_nanos)).unwrap_or(0)
 }
 
-fn answer(outcome: &Outcome, cell: Option<&Cell>) -> Bytes {
+fn answer(outcome: &Outcome, cell: Option<&Cell>, packets: u64) -> Bytes {
     let ending = Ending::of(outcome, cell.and_then(Cell::timeout_report));
     let parts = cell.map(Cell::take_parts).unwrap_or_default();
     let value = match outcome {
         Outcome::Value(value) => value.clone(),
         Outcome::Fault(_) | Outcome::Error(_) => Bytes::new(),
     };
-    let head = AnswerHead { ending, part_bytes: parts.bytes.len() as u64 };
+    let progress = cell.and_then(Cell::latest_progress);
+    let head = AnswerHead { ending, part_bytes: parts.bytes.len() as u64, packets, progress };
     pack(&head, &[&parts.bytes, &value])
 }
 
-fn answer_of(ending: Ending) -> Bytes {
-    pack(&AnswerHead { ending, part_bytes: 0 }, &[])
+fn answer_of(ending: Ending, packets: u64) -> Bytes {
+    pack(&AnswerHead { ending, part_bytes: 0, packets, progress: None }, &[])
 }

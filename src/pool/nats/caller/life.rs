@@ -176,6 +176,7 @@ impl Office {
                 Some(message) = ears.agents.next() => core.present(message),
                 _ = ticks.tick() => {
                     let count = link.connects();
+                    core.look_at_streams(count > connects.max(1));
                     if count != connects || link.client.connection_state() != Connection::Connected {
                         if count > connects.max(1) {
                             errands.spawn(find_again(core.clone(), link.clone()));
@@ -238,6 +239,13 @@ impl Office {
                 let subject = link.names.to(&agent);
                 if link.names.is_party(&subject) {
                     let message = pack(&ToAgent::Cancel { caller: link.me.clone(), key }, &[]);
+                    errands.spawn(async move {
+                        let _ = link.client.publish(subject, message).await;
+                    });
+                }
+            }
+            Errand::Flow(task) => {
+                if let Some((subject, message)) = self.core.flow(&link, task) {
                     errands.spawn(async move {
                         let _ = link.client.publish(subject, message).await;
                     });

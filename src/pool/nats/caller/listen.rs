@@ -7,7 +7,8 @@ use super::super::queue::Link;
 use super::{Core, Errand, Known, State, Taken};
 use crate::pool::cell::{Cell, Outcome};
 use crate::pool::stats::{WorkerInfo, WorkerState};
-use crate::task::{Fault, TaskError, TaskId};
+use crate::sys::monotonic_now;
+use crate::task::{Fault, Progress, TaskError, TaskId};
 use async_nats::Message;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -50,13 +51,21 @@ impl Core {
                 self.send(Errand::Delete(place));
                 None
             }
+            News::Progress { progress } => {
+                self.progressed(&agent, key, progress);
+                None
+            }
+            News::Packet { number } => {
+                self.take_in_packet(agent, key, number, body);
+                None
+            }
             News::HandedBack => {
                 self.handed_back(key);
                 self.confirm(link, &agent, key)
             }
             News::Done { ran, place: Place::Here } => {
-                self.answered(key, ran, body);
-                self.confirm(link, &agent, key)
+                let is_taken = self.answered(key, ran, body);
+                is_taken.then(|| self.confirm(link, &agent, key)).flatten()
             }
             News::Done { ran, place: Place::Object { name, size } } => {
                 self.send(Errand::Fetch(Fetch { agent, key, ran, name, size }));
@@ -79,27 +88,38 @@ impl Core {
     }
 
     /// A task is with an agent; false if nobody wants it any more.
-    fn alive(&self, agent: &str, key: Key, pid: Option<u32>) -> bool {
-        let mut state = self.lock();
-        let Some(task) = state.tasks.get_mut(&key.task).filter(|task| task.key == key) else { return false };
-        let taken = task.taken.get_or_insert_with(|| Taken { agent: None, pid: None, sign: Instant::now() });
-        // Only one agent has it; that a second one says so means that the server has lost its notes.
-        if taken.agent.as_deref().is_some_and(|known| known != agent) {
-            return false;
+    pub(super) fn alive(&self, agent: &str, key: Key, pid: Option<u32>) -> bool {
+        let has_begun = {
+            let mut state = self.lock();
+            match state.alive(agent, key, pid) {
+                Some(has_begun) => has_begun,
+                None => return false,
+            }
+        };
+        if has_begun {
+            self.show_levels();
         }
-        taken.agent = Some(agent.to_owned());
-        taken.pid = pid.or(taken.pid);
-        taken.sign = Instant::now();
         true
     }
 
-    pub(super) fn handed_back(&self, key: Key) {
+    /// A task says how far it has got.
+    fn progressed(&self, agent: &str, key: Key, progress: Progress) {
+        if !self.alive(agent, key, None) {
+            return self.send(Errand::Cancel(agent.to_owned(), key.task));
+        }
+        let cell = self.lock().tasks.get(&key.task).map(|task| task.cell.clone());
+        if let Some(cell) = cell.filter(|_| is_bounded(&progress)) {
+            cell.tell(progress);
+        }
+    }
+
+    fn handed_back(&self, key: Key) {
         let mut state = self.lock();
         let state = &mut *state;
         let Some(task) = state.tasks.get_mut(&key.task).filter(|task| task.key == key) else { return };
         task.sent = Instant::now();
         task.key.hop += 1;
-        task.taken = None;
+        State::untake(&mut state.running, task);
         if let Some(place) = task.place.take() {
             state.places.remove(&place);
         }
@@ -124,7 +144,11 @@ impl Core {
                 }
             };
             match fetched {
-                Ok(body) => self.answered(key, ran, body),
+                Ok(body) => {
+                    if !self.answered(key, ran, body) {
+                        return;
+                    }
+                }
                 Err(outcome) => self.finish(key, outcome, Some(ran)),
             }
         }
@@ -134,23 +158,31 @@ impl Core {
         }
     }
 
-    /// A task is done.
-    fn answered(&self, key: Key, ran: u64, answer: Bytes) {
+    /// A task is done. False if something is missing before that, so that it is to be said again.
+    fn answered(&self, key: Key, ran: u64, answer: Bytes) -> bool {
         let cell = match self.lock().tasks.get(&key.task) {
             Some(task) if task.key == key => task.cell.clone(),
-            _ => return,
+            _ => return true,
         };
-        let outcome = self.outcome(&cell, answer);
-        if let Some(outcome) = self.retry(key, outcome) {
+        let outcome = match unpack::<AnswerHead>(answer) {
+            Some((head, _)) if !self.is_whole(key, head.packets) => return false,
+            Some((head, rest)) => self.outcome(&cell, head, rest),
+            None => malformed(),
+        };
+        if let Some(outcome) = self.retry(key, outcome, Some(ran)) {
             self.finish(key, outcome, Some(ran));
         }
+        true
     }
 
     /// What an answer comes to. It is the agent's word: all of it is checked.
-    fn outcome(&self, cell: &Cell, answer: Bytes) -> Outcome {
-        let malformed = || Outcome::Fault(Box::new(Fault::malformed_chunk()));
-        let Some((head, mut rest)) = unpack::<AnswerHead>(answer) else { return malformed() };
-        let AnswerHead { ending, part_bytes } = head;
+    fn outcome(&self, cell: &Cell, head: AnswerHead, mut rest: Bytes) -> Outcome {
+        let AnswerHead { ending, part_bytes, progress, .. } = head;
+        let is_news = progress.is_some() && progress != cell.latest_progress();
+        progress
+            .filter(|progress| is_news && is_bounded(progress))
+            .into_iter()
+            .for_each(|news| cell.tell(news));
         match usize::try_from(part_bytes) {
             Ok(end) if end <= rest.len() => {
                 if !take_parts(cell, rest.split_to(end)) {
@@ -192,7 +224,11 @@ impl Core {
         let mut state = self.lock();
         if presence.is_leaving {
             state.agents.remove(&presence.agent);
-            return;
+            if self.is_observed {
+                state.count_workers();
+            }
+            drop(state);
+            return self.show_levels();
         }
         if state.agents.len() >= MAX_AGENTS && !state.agents.contains_key(&presence.agent) {
             return;
@@ -202,13 +238,25 @@ impl Core {
         workers.truncate(MAX_WORKERS);
         let width = (presence.width as usize).min(MAX_WORKERS);
         state.agents.insert(presence.agent, Known { sign: now, width, workers, told: now });
+        if self.is_observed {
+            state.count_workers();
+        }
         let warming: Vec<_> = state.warming.drain(..).collect();
         drop(state);
+        self.show_levels();
         for ready in warming {
             // Whoever asked may have stopped waiting.
             let _ = ready.send(Ok(()));
         }
     }
+}
+
+fn malformed() -> Outcome {
+    Outcome::Fault(Box::new(Fault::malformed_chunk()))
+}
+
+fn is_bounded(progress: &Progress) -> bool {
+    progress.message().len() <= Progress::MAX_MESSAGE
 }
 
 /// Takes in the results of a chunk's items: each its length and its bytes.
@@ -223,6 +271,26 @@ fn take_parts(cell: &Cell, mut parts: Bytes) -> bool {
 }
 
 impl State {
+    /// A task is with an agent, which may have begun it; `None` if nobody wants it any more. Gives back
+    /// whether it is only known now that it has begun.
+    fn alive(&mut self, agent: &str, key: Key, pid: Option<u32>) -> Option<bool> {
+        let task = self.tasks.get_mut(&key.task).filter(|task| task.key == key)?;
+        let taken = task.taken.get_or_insert_with(|| Taken::new(None));
+        // Only one agent has it; that a second one says so means that the server has lost its notes.
+        if taken.agent.as_deref().is_some_and(|known| known != agent) {
+            return None;
+        }
+        taken.agent.get_or_insert_with(|| agent.to_owned());
+        taken.sign = Instant::now();
+        let has_begun = taken.pid.is_none() && pid.is_some();
+        taken.pid = pid.or(taken.pid);
+        if has_begun {
+            taken.began = Some(monotonic_now());
+            self.running += 1;
+        }
+        Some(has_begun)
+    }
+
     /// A worker as its agent tells of it.
     pub(super) fn view(&self, agent: &str, known: &Known, worker: &WorkerNote) -> WorkerInfo {
         let runs = |taken: &Taken| taken.agent.as_deref() == Some(agent) && taken.pid == Some(worker.pid);
@@ -250,7 +318,11 @@ impl Core {
         let patience = ack_wait + ack_wait / 2;
         let (late, lost) = {
             let mut state = self.lock();
+            let agents = state.agents.len();
             state.agents.retain(|_, agent| now.duration_since(agent.sign) < 2 * patience);
+            if state.agents.len() != agents {
+                state.count_workers();
+            }
             let waits_too_long =
                 |task: &super::Task| task.taken.is_none() && now.duration_since(task.submitted) > max_wait;
             let late: Vec<_> =
@@ -267,6 +339,7 @@ impl Core {
         for key in lost {
             self.lost(key);
         }
+        self.show_levels();
     }
 
     /// All tasks of a level up to this place have been handed to agents. From those that nobody has told
@@ -276,7 +349,7 @@ impl Core {
         for task in self.lock().tasks.values_mut() {
             let is_out = task.place.is_some_and(|place| place <= last) && task.terms.priority == level;
             if is_out && task.taken.is_none() {
-                task.taken = Some(Taken { agent: None, pid: None, sign: now });
+                task.taken = Some(Taken::new(Some(now)));
             }
         }
     }
@@ -291,7 +364,7 @@ impl Core {
         let mut state = self.lock();
         let state = &mut *state;
         if let Some(task) = state.tasks.get_mut(&key.task).filter(|task| task.key == key) {
-            task.taken.get_or_insert(Taken { agent: None, pid: None, sign: Instant::now() });
+            task.taken.get_or_insert_with(|| Taken::new(None));
             // What is there now is another one's.
             if let Some(place) = task.place.take() {
                 state.places.remove(&place);

@@ -4,6 +4,7 @@ use super::super::message::{Key, Place, REPLY_TO, TaskHead, VERSION, pack};
 use super::super::queue::{DUPLICATES, LEVELS, Link};
 use super::{Core, Stage, error};
 use crate::task::{PoolError, TaskError};
+use crate::wire::Levels;
 use async_nats::HeaderMap;
 use async_nats::jetstream;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError};
@@ -190,6 +191,9 @@ impl Core {
                 max_wait: self.max_wait(),
                 name: task.cell.extra.as_ref().and_then(|extra| extra.name.clone()),
                 items: task.terms.items,
+                window: task.cell.inflow().map(|inflow| inflow.window),
+                trace: task.cell.extra.as_ref().and_then(|extra| extra.trace.clone()),
+                levels: Levels::default(),
                 place: Place::Here,
             },
         })
