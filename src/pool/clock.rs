@@ -8,7 +8,7 @@ use std::time::Duration;
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long to wait at the end until those who watch the pool are done.
-const WATCH_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const WATCH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs until the pool has finished, then stops what is left beside the workers.
 pub(super) fn run(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {

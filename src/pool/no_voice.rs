@@ -1,9 +1,16 @@
 //! What stands in for [`voice`] without the features `log` and `tracing`.
 
+#[cfg(feature = "nats")]
+#[path = "no_voice_relay.rs"]
+mod relay;
+
 use super::scheduler::Violation;
 use crate::wire::{Body, Levels};
 use std::sync::Arc;
 use std::time::Duration;
+
+#[cfg(feature = "nats")]
+pub(super) use relay::{Hearing, Passage, Relay};
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Forwarding {}
@@ -12,6 +19,11 @@ impl Forwarding {
     pub(super) fn here(self) -> Forwarding {
         self
     }
+
+    #[cfg(feature = "nats")]
+    pub(super) fn levels(&self) -> Levels {
+        Levels::default()
+    }
 }
 
 #[derive(Clone, Default)]
@@ -19,6 +31,11 @@ pub(super) struct Audience;
 
 impl Audience {
     pub(super) fn of_here(_: &Forwarding) -> Audience {
+        Audience
+    }
+
+    #[cfg(feature = "nats")]
+    pub(super) fn elsewhere(_: Option<Arc<Relay>>) -> Audience {
         Audience
     }
 
@@ -45,7 +62,7 @@ impl Ear {
         Levels::default()
     }
 
-    pub(super) fn news(&self) -> Option<Levels> {
+    pub(super) fn news(&self, _: &Audience) -> Option<Levels> {
         None
     }
 

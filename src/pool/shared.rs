@@ -351,8 +351,7 @@ impl Shared {
             chores.start.clear();
         });
         self.launcher.abandon();
-        // There is nobody to wait for them.
-        self.observers.iter().for_each(|observer| drop(observer.end()));
+        self.abandon_watch();
         self.finished.cancel();
         self.terminated.cancel();
     }
@@ -492,6 +491,11 @@ impl Shared {
         self.to_show.close();
         self.to_show.wait().await;
         futures::future::join_all(self.observers.iter().map(|observer| observer.end())).await;
+    }
+
+    /// The same, with nobody there to wait for them.
+    pub(super) fn abandon_watch(&self) {
+        self.observers.iter().for_each(|observer| drop(observer.end()));
     }
 
     fn run(self: &Arc<Self>, mut chores: Chores) {

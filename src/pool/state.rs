@@ -520,7 +520,7 @@ impl State {
             window: cell.inflow().map(|inflow| inflow.window),
         };
         cell.inflow().into_iter().for_each(Inflow::begin);
-        if let Some(levels) = link.ear.news() {
+        if let Some(levels) = link.ear.news(&cell.audience) {
             link.outlet.push(&Request::Listen(levels), Bytes::new());
         }
         let body = cell.body();

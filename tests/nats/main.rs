@@ -21,6 +21,9 @@ mod payloads;
 mod priorities;
 mod replicas;
 mod progress;
+#[path = "../tracing/recorder.rs"]
+#[allow(dead_code)]
+mod recorder;
 mod security;
 mod server;
 #[path = "../../examples/cluster/servers.rs"]
@@ -30,3 +33,5 @@ mod shapes;
 mod slurm;
 mod stage;
 mod streams;
+mod voices;
+mod watched;

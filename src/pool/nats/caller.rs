@@ -2,7 +2,7 @@
 //!
 //! What is known of each task is under one lock. The engine's life (`life.rs`) is a task of the runtime
 //! that listens to agents and the server and looks after time; each submission is a task of its own
-//! (`publish.rs`). `listen.rs` has what is made of messages, `flow.rs` streams, and `shown.rs` what is shown to
+//! (`publish.rs`). `listen.rs` has what is made of messages, `flow.rs` streams, `voices.rs` what is logged, and `shown.rs` what is shown to
 //! those who watch the pool.
 
 mod flow;
@@ -11,6 +11,7 @@ mod listen;
 mod overdue;
 mod publish;
 mod shown;
+mod voices;
 
 use super::message::Key;
 use super::queue::Queue;
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use voices::Voices;
 
 /// The engine of a pool whose tasks go to a queue.
 #[derive(Clone)]
@@ -114,6 +116,8 @@ struct Task {
     taken: Option<Taken>,
     /// What has come of it, if it is a stream.
     reception: Option<Arc<Reception>>,
+    /// What it has logged, if it has.
+    voices: Option<Arc<Voices>>,
     /// Until its end is shown, if anybody watches.
     shown: Option<TaskTrackerToken>,
 }
@@ -207,7 +211,7 @@ impl Core {
     }
 
     /// Resolves a task that has been removed, and clears up after it.
-    fn settle(&self, task: Task, outcome: Outcome, ran: Option<Nanos>) {
+    fn settle(&self, mut task: Task, outcome: Outcome, ran: Option<Nanos>) {
         self.lock().count(&outcome, ran.map(|ran| (task.submitted_at, ran)));
         if let Some(end) = Core::end_of(&task, &outcome, ran, false) {
             task.cell.shared.show(&[end]);
@@ -216,6 +220,8 @@ impl Core {
         if let Some(object) = task.object {
             self.send(Errand::Remove(object));
         }
+        // Spans that it has left open close before anybody can see that it is over.
+        drop(task.voices.take());
         task.cell.resolve(outcome);
         self.send(Errand::Look);
     }
@@ -254,11 +260,14 @@ impl Core {
         task.key.attempt += 1;
         task.key.hop = 0;
         State::untake(&mut state.running, task);
+        let voices = task.voices.take();
         if let Some(place) = task.place.take() {
             state.places.remove(&place);
         }
         state.counts.retried += 1;
         drop(guard);
+        // Its spans close with it.
+        drop(voices);
         if let Some((cell, end)) = end {
             cell.shared.show(&[end]);
             self.show_levels();
@@ -352,6 +361,7 @@ impl Engine for Caller {
                         object: None,
                         taken: None,
                         reception: cell.inflow().map(|_| Arc::new(Reception::new(cell, self.0.max_message))),
+                        voices: None,
                         shown: self.0.is_observed.then(|| cell.shared.shown()),
                     };
                     state.tasks.insert(cell.id, task);

@@ -91,6 +91,9 @@ pub(super) enum News {
     Overdue { place: u64 },
     /// How far it has got, as it says itself.
     Progress { progress: Progress },
+    /// What it has logged, after so many messages of this kind, which have come or not; the body is messages,
+    /// each its length (u32, little-endian) and its bytes.
+    Voice { before: u64 },
     /// The packet of a stream with this number; the body is pieces of items.
     Packet { number: u64 },
     /// It is done, and took so many nanoseconds; the body is an answer.
@@ -154,6 +157,8 @@ pub(super) struct AnswerHead {
     pub(super) part_bytes: u64,
     /// How many packets it has sent, if it is a stream.
     pub(super) packets: u64,
+    /// How many messages there were of what it has logged.
+    pub(super) voices: u64,
     /// The last that it said of how far it had got.
     pub(super) progress: Option<Progress>,
 }

@@ -90,10 +90,10 @@ pub(super) fn open(queue: Queue, mut shared: Shared) -> Result<Arc<Shared>, Pool
     shared.room = None;
     let shared = Arc::new(shared);
     core.belong_to(&shared);
-    let watched = shared.clone();
+    let alive = shared.clone();
     shared.runtime.spawn(async move {
         life.await;
-        watched.end_watch().await;
+        drop(alive);
     });
     Ok(shared)
 }

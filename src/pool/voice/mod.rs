@@ -8,6 +8,11 @@ mod records;
 #[cfg(not(feature = "log"))]
 #[path = "no_records.rs"]
 mod records;
+#[cfg(feature = "nats")]
+mod relay;
+#[cfg(not(feature = "nats"))]
+#[path = "no_relay.rs"]
+mod relay;
 #[cfg(feature = "tracing")]
 mod sites;
 #[cfg(feature = "tracing")]
@@ -23,6 +28,9 @@ use crate::sys::monotonic_now;
 use crate::wire::voice::{LONGEST, Lost, What, read_head};
 use crate::wire::{Body, Levels};
 use bytes::Bytes;
+pub(super) use relay::Relay;
+#[cfg(feature = "nats")]
+pub(super) use relay::{Hearing, Passage};
 use spans::{Around, Outside, Spans};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -59,7 +67,7 @@ impl Forwarding {
     }
 
     /// How much there is anybody to hear of.
-    fn levels(&self) -> Levels {
+    pub(super) fn levels(&self) -> Levels {
         if self.is_off {
             return Levels::default();
         }
@@ -69,13 +77,28 @@ impl Forwarding {
 
 /// Who is to hear what a task logs, until it is resolved.
 #[derive(Default)]
-pub(super) struct Audience(Mutex<Option<Arc<Around>>>);
+pub(super) struct Audience {
+    around: Mutex<Option<Arc<Around>>>,
+    /// It is in another program.
+    relay: Option<Arc<Relay>>,
+}
 
 impl Audience {
     /// Whoever hears what is logged here and now.
     pub(super) fn of_here(forwarding: &Forwarding) -> Audience {
         let around = if forwarding.is_off { None } else { Around::of_here() };
-        Audience(Mutex::new(around.map(Arc::new)))
+        Audience { around: Mutex::new(around.map(Arc::new)), relay: None }
+    }
+
+    /// Whoever hears what is passed on.
+    #[cfg(feature = "nats")]
+    pub(super) fn elsewhere(relay: Option<Arc<Relay>>) -> Audience {
+        Audience { relay, ..Audience::default() }
+    }
+
+    /// How much it wants to hear beside what this program does.
+    fn levels(&self) -> Levels {
+        self.relay.as_ref().map_or_else(Levels::default, |relay| relay.levels())
     }
 
     /// The task is resolved.
@@ -84,20 +107,20 @@ impl Audience {
             return;
         }
         // Closing a span runs foreign code, so not under the lock.
-        let around = lock(&self.0).take();
+        let around = lock(&self.around).take();
         drop(around);
     }
 
     /// Until the task is resolved: what is yet to be told does not keep its span open.
     fn around(&self) -> Option<Weak<Around>> {
-        lock(&self.0).as_ref().map(Arc::downgrade)
+        lock(&self.around).as_ref().map(Arc::downgrade)
     }
 }
 
 impl Clone for Audience {
     fn clone(&self) -> Audience {
-        let around = lock(&self.0).clone();
-        Audience(Mutex::new(around))
+        let around = lock(&self.around).clone();
+        Audience { around: Mutex::new(around), relay: self.relay.clone() }
     }
 }
 
@@ -144,6 +167,8 @@ impl Intake {
 pub(super) struct Said {
     ear: Arc<Ear>,
     around: Option<Weak<Around>>,
+    /// In place of this program, another one is told.
+    relay: Option<Arc<Relay>>,
     /// If it was not resolved when this was said.
     task: Option<u64>,
     /// What came too fast for the pool.
@@ -179,15 +204,16 @@ impl Ear {
 
     /// How much the worker is to say, at first.
     pub(super) fn levels(&self) -> Levels {
-        self.news().unwrap_or_default()
+        self.news(&Audience::default()).unwrap_or_default()
     }
 
-    /// How much the worker is to say, if that has changed.
-    pub(super) fn news(&self) -> Option<Levels> {
+    /// How much the worker is to say of a task that is for this audience, if that has changed.
+    pub(super) fn news(&self, audience: &Audience) -> Option<Levels> {
         if !IS_ON {
             return None;
         }
-        let levels = self.forwarding.levels();
+        let (here, there) = (self.forwarding.levels(), audience.levels());
+        let levels = Levels { tracing: here.tracing.max(there.tracing), log: here.log.max(there.log) };
         let told =
             Levels { tracing: self.tracing.load(Ordering::Relaxed), log: self.log.load(Ordering::Relaxed) };
         if levels == told {
@@ -237,9 +263,10 @@ impl Ear {
             std::mem::take(&mut intake.refused)
         };
         let around = audience.and_then(Audience::around);
+        let relay = audience.and_then(|audience| audience.relay.clone());
         let task = task.filter(|_| audience.is_some());
         let what = Matter::Message(body.into_bytes());
-        Ok(Some(Said { ear: self.clone(), around, task, refused, what }))
+        Ok(Some(Said { ear: self.clone(), around, relay, task, refused, what }))
     }
 
     /// A task is over: what is to be told for that.
@@ -251,8 +278,9 @@ impl Ear {
         // Answers come in order, so of earlier tasks nothing is told any more.
         lock(&self.over).retain(|over| *over > seq);
         let around = audience.and_then(Audience::around);
+        let relay = audience.and_then(|audience| audience.relay.clone());
         let refused = std::mem::take(&mut lock(&self.intake).refused);
-        Some(Said { ear: self.clone(), around, task: Some(seq), refused, what: Matter::TaskEnd })
+        Some(Said { ear: self.clone(), around, relay, task: Some(seq), refused, what: Matter::TaskEnd })
     }
 
     /// A task is about to be resolved that the worker has not answered: what is to be told for that.
@@ -261,13 +289,22 @@ impl Ear {
             return None;
         }
         lock(&self.over).push(seq);
-        Some(Said { ear: self.clone(), around: None, task: Some(seq), refused: 0, what: Matter::TaskOver })
+        let (ear, task) = (self.clone(), Some(seq));
+        Some(Said { ear, around: None, relay: None, task, refused: 0, what: Matter::TaskOver })
     }
 
     /// The worker has ended: what is to be told for that.
     pub(super) fn end(self: &Arc<Self>) -> Option<Said> {
         let refused = std::mem::take(&mut lock(&self.intake).refused);
-        Some(Said { ear: self.clone(), around: None, task: None, refused, what: Matter::End })
+        Some(Said { ear: self.clone(), around: None, relay: None, task: None, refused, what: Matter::End })
+    }
+
+    /// So many messages are missing.
+    #[cfg(feature = "nats")]
+    fn miss(&self, messages: u64) {
+        self.has_heard.store(true, Ordering::Relaxed);
+        let mut intake = lock(&self.intake);
+        intake.refused = intake.refused.saturating_add(messages);
     }
 
     /// How long not to listen, since too much was said.
@@ -291,6 +328,9 @@ impl Said {
     }
 
     fn pass_on(self) {
+        if let Some(relay) = self.relay.clone() {
+            return self.pass_over(&relay);
+        }
         match &self.what {
             Matter::Message(message) => match read_head(message) {
                 Some((head, rest)) => {
@@ -309,6 +349,21 @@ impl Said {
             Matter::End => {
                 self.tell_lost(Lost::default());
                 self.ear.close_all();
+            }
+        }
+    }
+
+    /// Has it told to another program.
+    fn pass_over(self, relay: &Relay) {
+        match self.what {
+            Matter::Message(message) => {
+                // They may be of an earlier task, which this program was told of.
+                read_head(&message).into_iter().for_each(|(head, _)| self.ear.close(&head.closed));
+                relay.push(Some(message), self.refused);
+            }
+            Matter::TaskEnd | Matter::TaskOver | Matter::End => {
+                relay.push(None, self.refused);
+                self.ear.close_those_of(self.task);
             }
         }
     }

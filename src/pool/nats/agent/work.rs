@@ -3,9 +3,10 @@
 use super::super::message::{AnswerHead, News, Place, REPLY_TO, TaskHead, ToCaller, VERSION, pack, unpack};
 use super::super::report::Ending;
 use super::flow::{Relay, Relayed};
-use super::{Id, Inner};
+use super::{Id, Inner, voices};
 use crate::pool::cell::{Cell, Outcome};
 use crate::pool::shared::{Alias, Order, Origin};
+use crate::pool::voice::{self, Audience};
 use crate::sys::monotonic_now;
 use crate::task::{Fault, TaskError, TaskRef};
 use async_nats::connection::State as Connection;
@@ -75,11 +76,13 @@ struct Done {
     /// The task, if it got there.
     cell: Option<Arc<Cell>>,
     relayed: Relayed,
+    /// How many messages there were of what it has logged.
+    voices: u64,
 }
 
 impl Done {
     fn without_cell(outcome: Outcome) -> Done {
-        Done { outcome, cell: None, relayed: Relayed::All(0) }
+        Done { outcome, cell: None, relayed: Relayed::All(0), voices: 0 }
     }
 }
 
@@ -155,7 +158,7 @@ impl Job {
         self.tell(News::Alive { pid }, &[]).await;
     }
 
-    async fn tell(&self, what: News, body: &[u8]) {
+    pub(super) async fn tell(&self, what: News, body: &[u8]) {
         let agent = self.inner.link.me.clone();
         self.publish(pack(&ToCaller { agent, key: self.head.key, what }, &[body])).await;
     }
@@ -172,7 +175,7 @@ impl Job {
             return self.until_confirmed(|| News::HandedBack, Bytes::new()).await;
         }
         let started = monotonic_now();
-        let Done { outcome, cell, relayed } = self.outcome(worker).await;
+        let Done { outcome, cell, relayed, voices } = self.outcome(worker).await;
         let packets = match relayed {
             Relayed::All(packets) => packets,
             Relayed::Cancelled => return true,
@@ -183,7 +186,7 @@ impl Job {
             return true;
         }
         let ran = monotonic_now() - started;
-        let answer = answer(&outcome, cell.as_deref(), packets);
+        let answer = answer(&outcome, cell.as_deref(), packets, voices);
         drop((outcome, cell));
         if answer.len() <= self.inner.link.inline() {
             return self.until_confirmed(move || News::Done { ran, place: Place::Here }, answer).await;
@@ -193,7 +196,7 @@ impl Job {
             Ok(()) => Place::Object { name, size },
             Err(_) => {
                 self.inner.link.objects.remove(&name).await;
-                let lost = answer_of(Ending::Lost, packets);
+                let lost = answer_of(Ending::Lost, packets, voices);
                 return self.until_confirmed(move || News::Done { ran, place: Place::Here }, lost).await;
             }
         };
@@ -223,12 +226,13 @@ impl Job {
         let Some(task) = TaskRef::at(self.head.shim) else {
             return failed(TaskError::NotInMainImage { task: "a task from the queue".into() });
         };
+        let relay = voice::Relay::new(self.head.levels, &self.inner.pool.shared().settings.forwarding);
         let order = Order {
             timeout: self.head.timeout.map(Duration::from_nanos),
             name: self.head.name.clone(),
             items: self.head.items as usize,
             window: self.head.window.map(|window| window.max(1)),
-            origin: Origin { trace: self.head.trace.clone(), ..Origin::default() },
+            origin: Origin { audience: Audience::elsewhere(relay.clone()), trace: self.head.trace.clone() },
             alias: Some(Alias { id: self.head.key.task, attempts: self.head.key.attempt - 1 }),
             ..Order::default()
         };
@@ -249,11 +253,20 @@ impl Job {
             self.inner.lock().running.remove(&self.id);
             outcome
         };
-        let (outcome, relayed) = match self.head.window {
-            None => (run.await, Relayed::All(0)),
-            Some(_) => tokio::join!(run, Relay::new(self, &cell).run(&over)),
+        let items = async {
+            match self.head.window {
+                None => Relayed::All(0),
+                Some(_) => Relay::new(self, &cell).run(&over).await,
+            }
         };
-        Done { outcome, cell: Some(cell), relayed }
+        let voices = async {
+            match &relay {
+                None => 0,
+                Some(relay) => voices::pass_on(self, relay, &over).await,
+            }
+        };
+        let (outcome, relayed, voices) = tokio::join!(run, items, voices);
+        Done { outcome, cell: Some(cell), relayed, voices }
     }
 
     /// Waits until the task is done, and tells the caller when it has begun, if that takes a moment.
@@ -336,7 +349,7 @@ fn age(unix_nanos: i128) -> u128 {
     u128::try_from(now.saturating_sub(unix_nanos)).unwrap_or(0)
 }
 
-fn answer(outcome: &Outcome, cell: Option<&Cell>, packets: u64) -> Bytes {
+fn answer(outcome: &Outcome, cell: Option<&Cell>, packets: u64, voices: u64) -> Bytes {
     let ending = Ending::of(outcome, cell.and_then(Cell::timeout_report));
     let parts = cell.map(Cell::take_parts).unwrap_or_default();
     let value = match outcome {
@@ -344,10 +357,10 @@ fn answer(outcome: &Outcome, cell: Option<&Cell>, packets: u64) -> Bytes {
         Outcome::Fault(_) | Outcome::Error(_) => Bytes::new(),
     };
     let progress = cell.and_then(Cell::latest_progress);
-    let head = AnswerHead { ending, part_bytes: parts.bytes.len() as u64, packets, progress };
+    let head = AnswerHead { ending, part_bytes: parts.bytes.len() as u64, packets, voices, progress };
     pack(&head, &[&parts.bytes, &value])
 }
 
-fn answer_of(ending: Ending, packets: u64) -> Bytes {
-    pack(&AnswerHead { ending, part_bytes: 0, packets, progress: None }, &[])
+fn answer_of(ending: Ending, packets: u64, voices: u64) -> Bytes {
+    pack(&AnswerHead { ending, part_bytes: 0, packets, voices, progress: None }, &[])
 }

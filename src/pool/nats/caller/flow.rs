@@ -54,25 +54,9 @@ impl Reception {
 
     /// Takes in a packet; whom to wake for it. One that has come before is left out, and so is one before
     /// which others are missing: these come again.
-    fn take_in(&self, number: u64, mut packet: Bytes) -> Result<Vec<Waker>, Violation> {
+    fn take_in(&self, number: u64, packet: Bytes) -> Result<Vec<Waker>, Violation> {
         let inflow = self.cell.inflow().ok_or(Violation)?;
-        let mut state = self.lock();
-        match number.cmp(&state.packets) {
-            Ordering::Equal => {}
-            Ordering::Less => return Ok(Vec::new()),
-            Ordering::Greater => {
-                state.asks |= state.missing != Some(state.packets);
-                state.missing = Some(state.packets);
-                return Ok(Vec::new());
-            }
-        }
-        let mut wakers = Vec::new();
-        while !packet.is_empty() {
-            let (kind, piece) = take_piece(&mut packet).ok_or(Violation)?;
-            wakers.extend(state.add_piece(inflow, self.max_item, kind, piece)?);
-        }
-        state.packets += 1;
-        Ok(wakers)
+        self.lock().take_in(inflow, self.max_item, number, packet)
     }
 
     /// Whether this is all that was sent.
@@ -118,6 +102,32 @@ impl Reception {
 }
 
 impl State {
+    fn take_in(
+        &mut self,
+        inflow: &Inflow,
+        max_item: u64,
+        number: u64,
+        mut packet: Bytes,
+    ) -> Result<Vec<Waker>, Violation> {
+        match number.cmp(&self.packets) {
+            Ordering::Equal => {}
+            Ordering::Less => return Ok(Vec::new()),
+            Ordering::Greater => {
+                // Once is enough, however much comes after it.
+                self.asks |= self.missing != Some(self.packets);
+                self.missing = Some(self.packets);
+                return Ok(Vec::new());
+            }
+        }
+        let mut wakers = Vec::new();
+        while !packet.is_empty() {
+            let (kind, piece) = take_piece(&mut packet).ok_or(Violation)?;
+            wakers.extend(self.add_piece(inflow, max_item, kind, piece)?);
+        }
+        self.packets += 1;
+        Ok(wakers)
+    }
+
     fn add_piece(
         &mut self,
         inflow: &Inflow,
@@ -241,6 +251,89 @@ impl Core {
         let task = self.lock().remove(task);
         if let Some(task) = task {
             self.give_up(task, error(TaskError::ShutDown));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::message::add_piece;
+    use super::*;
+    use proptest::prelude::*;
+    use std::task::Context;
+
+    fn packet(pieces: &[(u8, &[u8])]) -> Bytes {
+        let mut packet = Vec::new();
+        pieces.iter().for_each(|(kind, bytes)| add_piece(&mut packet, *kind, bytes));
+        packet.into()
+    }
+
+    fn items(inflow: &Inflow) -> Vec<Result<Bytes, TaskError>> {
+        let take = || inflow.take(&mut Context::from_waker(Waker::noop()));
+        std::iter::from_fn(take).map(|(item, _)| item.into_result()).collect()
+    }
+
+    #[test]
+    fn packets_count_once_and_in_their_order() {
+        let (inflow, mut state) = (Inflow::new(10, 100), State::default());
+        let mut take_in =
+            |state: &mut State, number, packet| state.take_in(&inflow, 100, number, packet).is_ok();
+        assert!(take_in(&mut state, 0, packet(&[(0, b"a"), (0, b""), (GOES_ON, b"b")])));
+        assert!(take_in(&mut state, 0, packet(&[(0, b"again")])));
+        assert!(take_in(&mut state, 2, packet(&[(0, b"too early")])));
+        assert!(std::mem::take(&mut state.asks));
+        assert!(take_in(&mut state, 3, packet(&[(0, b"too early as well")])));
+        assert!(!state.asks, "it has asked already");
+        assert!(take_in(&mut state, 1, packet(&[(GOES_ON, b"c"), (0, b"d"), (0, b"e")])));
+        assert!(take_in(&mut state, 3, packet(&[(0, b"another is missing")])));
+        assert!(state.asks);
+        let items: Vec<_> = items(&inflow).into_iter().map(Result::unwrap).collect();
+        assert_eq!(items, [&b"a"[..], b"", b"bcd", b"e"]);
+    }
+
+    #[test]
+    fn what_is_too_large_is_counted_and_not_kept() {
+        let (inflow, mut state) = (Inflow::new(10, 5), State::default());
+        for number in 0..1000 {
+            let piece = packet(&[(GOES_ON, &[7; 1000])]);
+            assert!(state.take_in(&inflow, 5, number, piece).is_ok());
+            assert_eq!(state.partial.as_ref().unwrap().bytes.capacity(), 0);
+        }
+        assert!(state.take_in(&inflow, 5, 1000, packet(&[(0, b""), (0, b"fits")])).is_ok());
+        let items = items(&inflow);
+        assert!(matches!(items[0], Err(TaskError::TooLarge { size: 1_000_000, limit: 5 })));
+        assert_eq!(items[1].as_ref().unwrap(), &b"fits"[..]);
+    }
+
+    #[test]
+    fn what_no_agent_sends_is_a_violation() {
+        let pieces: [&[(u8, &[u8])]; 5] = [
+            &[(4, b"no such kind")],
+            &[(GOES_ON, b"")],
+            &[(GOES_ON, b"an item"), (IS_FAULT, b"and a fault")],
+            &[(0, b""), (0, b""), (0, b"one more than there is room for")],
+            &[(0, b""), (0, b""), (GOES_ON, b"the same in pieces")],
+        ];
+        for pieces in pieces {
+            let (inflow, mut state) = (Inflow::new(2, 100), State::default());
+            assert!(state.take_in(&inflow, 100, 0, packet(pieces)).is_err(), "{pieces:?}");
+        }
+        let (inflow, mut state) = (Inflow::new(9, 100), State::default());
+        let fault = packet(&[(IS_FAULT | GOES_ON, &vec![0; 1 << 20])]);
+        let most = (0..100).take_while(|number| state.take_in(&inflow, 100, *number, fault.clone()).is_ok());
+        assert_eq!(most.count() as u64, MAX_FAULT >> 20);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_do_any_harm(packets in prop::collection::vec(prop::collection::vec(0u8..8, 0..40), 0..20)) {
+            let (inflow, mut state) = (Inflow::new(5, 4), State::default());
+            for (number, packet) in packets.into_iter().enumerate() {
+                if state.take_in(&inflow, 4, number as u64, packet.into()).is_err() {
+                    break;
+                }
+            }
+            prop_assert!(items(&inflow).len() <= 5);
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use super::super::message::{ToAgent, pack};
 use super::super::queue::{Link, NoLink};
-use super::{Core, Errand, Stage, overdue, publish};
+use super::{Core, Errand, Stage, publish};
+use crate::pool::clock::WATCH_LIMIT;
 use crate::task::{PoolError, TaskError};
 use async_nats::connection::State as Connection;
 use async_nats::{Message, Subscriber};
 use futures::StreamExt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::MissedTickBehavior;
@@ -37,6 +38,9 @@ pub(super) fn run(core: Arc<Core>, todo: UnboundedReceiver<Errand>) -> impl Futu
     let guard = Guard(core);
     async move {
         live(&guard.0, todo).await;
+        if let Some(shared) = guard.0.shared.get().and_then(Weak::upgrade) {
+            let _ = tokio::time::timeout(WATCH_LIMIT, shared.end_watch()).await;
+        }
         guard.0.terminated.cancel();
     }
 }
@@ -48,6 +52,9 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if !self.0.terminated.is_cancelled() {
             self.0.stop();
+            if let Some(shared) = self.0.shared.get().and_then(Weak::upgrade) {
+                shared.abandon_watch();
+            }
             self.0.terminated.cancel();
         }
     }

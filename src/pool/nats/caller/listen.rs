@@ -55,6 +55,10 @@ impl Core {
                 self.progressed(&agent, key, progress);
                 None
             }
+            News::Voice { before } => {
+                self.hear_voices(agent, key, before, body);
+                None
+            }
             News::Packet { number } => {
                 self.take_in_packet(agent, key, number, body);
                 None
@@ -166,7 +170,10 @@ impl Core {
         };
         let outcome = match unpack::<AnswerHead>(answer) {
             Some((head, _)) if !self.is_whole(key, head.packets) => return false,
-            Some((head, rest)) => self.outcome(&cell, head, rest),
+            Some((head, rest)) => {
+                self.end_voices(key, head.voices);
+                self.outcome(&cell, head, rest)
+            }
             None => malformed(),
         };
         if let Some(outcome) = self.retry(key, outcome, Some(ran)) {

@@ -4,7 +4,6 @@ use super::super::message::{Key, Place, REPLY_TO, TaskHead, VERSION, pack};
 use super::super::queue::{DUPLICATES, LEVELS, Link};
 use super::{Core, Stage, error};
 use crate::task::{PoolError, TaskError};
-use crate::wire::Levels;
 use async_nats::HeaderMap;
 use async_nats::jetstream;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError};
@@ -193,7 +192,7 @@ impl Core {
                 items: task.terms.items,
                 window: task.cell.inflow().map(|inflow| inflow.window),
                 trace: task.cell.extra.as_ref().and_then(|extra| extra.trace.clone()),
-                levels: Levels::default(),
+                levels: task.cell.shared.settings.forwarding.levels(),
                 place: Place::Here,
             },
         })
