@@ -138,6 +138,7 @@ fn a_producer_waits_for_its_consumer() {
             assert_eq!(items.next().await.unwrap().unwrap(), expected);
         }
         eventually("there is room again", || ledger.lines().len() == 16).await;
+        eventually("its worker is known", || items.worker_pid().is_some()).await;
         let pid = items.worker_pid().unwrap();
         drop(items);
         // Where it waits it is told, and so it need not be killed.
@@ -381,6 +382,20 @@ fn a_shutdown_waits_for_a_stream_that_is_taken_from() {
         eventually("it ends", || pool.is_shut_down()).await;
         assert!(items.map(Result::unwrap).collect::<Vec<_>>().await.into_iter().eq(1..2000));
         ending.await.unwrap();
+        agent.shutdown().await;
+        stage
+    });
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_itself() {
+    play(async |stage| {
+        let (agent, pool) = (stage.agent(1).await, stage.pool());
+        let mut items = pool.stream(|| 0_u64.., ());
+        assert_eq!(items.next().await.unwrap().unwrap(), 0);
+        pool.shutdown().await; // by the only one who could take more
+        let rest: Vec<_> = items.collect().await;
+        assert_matches!(rest.last(), Some(Err(TaskError::ShutDown)));
         agent.shutdown().await;
         stage
     });

@@ -60,7 +60,7 @@ enum Errand {
     /// Take a task out of the queue.
     Delete(u64),
     /// Tell the agent that has it, under its name, that a task is not wanted any more.
-    Cancel(String, u64),
+    Cancel(String, Key),
     /// Tell the agent that has it how a stream gets on.
     Flow(u64),
     /// Remove an object.

@@ -106,7 +106,7 @@ pub(super) enum ToAgent {
     /// The caller has the answer, or does not want it any more.
     Confirm { caller: String, key: Key },
     /// The caller does not want the task any more.
-    Cancel { caller: String, task: u64 },
+    Cancel { caller: String, key: Key },
     /// How a stream's caller gets on.
     Flow { caller: String, key: Key, flow: Flow },
     /// The caller has ended, and wants nothing any more. To all agents of its build.
@@ -249,8 +249,8 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_refused() {
-        let message =
-            pack(&ToAgent::Cancel { caller: "me".into(), key: Key { task: 7, attempt: 1, hop: 0 } }, &[]);
+        let key = Key { task: 7, attempt: 1, hop: 0 };
+        let message = pack(&ToAgent::Cancel { caller: "me".into(), key }, &[]);
         for end in 0..message.len() {
             assert!(unpack::<ToAgent>(message.slice(..end)).is_none());
         }

@@ -68,9 +68,12 @@ impl Builder {
     ///   one sets it for all. [`reserve`](crate::ProcessPool::reserve) waits for room but keeps no place;
     ///   a task that is submitted with its permit waits on where others were faster.
     /// * [`warm_up`](crate::ProcessPool::warm_up) waits until the queue is reached and there is an agent.
-    /// * Streams and progress are not to be had from agents: `stream` gives
-    ///   [`TaskError::PoolBroken`](crate::TaskError::PoolBroken), with the reason. A task's log records and
-    ///   spans, and its place in a trace, stay with the agent.
+    /// * Reports of progress come up to 50 ms later, the last of them with the result.
+    /// * What tasks log is told to this program, as ever, but is lost while there is no connection, and
+    ///   counted then. Where nobody listens here, or `Builder::forward_events` is off, it is told to the agent's
+    ///   program.
+    /// * Of workers, metrics have how many all known agents have, of any pool's tasks. Starts and ends are
+    ///   in the metrics of the agents.
     /// * A task that takes less than about a millisecond may never be seen as running.
     /// * [`shutdown_now`](crate::ProcessPool::shutdown_now) takes back what waits and has agents cancel what
     ///   runs, as far as the server can be reached.

@@ -261,7 +261,7 @@ impl Inner {
                     let _ = waiting.send(());
                 }
             }
-            Some((ToAgent::Cancel { caller, task }, _)) => self.cancel(&caller, Some(task)),
+            Some((ToAgent::Cancel { caller, key }, _)) => self.cancel(&caller, Some(key)),
             Some((ToAgent::Flow { caller, key, flow }, _)) => {
                 self.lock().hear_of(&Id { caller: caller.into(), key }, flow);
             }
@@ -273,7 +273,7 @@ impl Inner {
         }
     }
 
-    /// Cancels a task of a caller, or all. Not one that was submitted again meanwhile, and may be here, too.
+    /// Cancels a task of a caller, or all.
     fn cancel(&self, caller: &str, key: Option<Key>) {
         let (cells, confirmed) = {
             let mut state = self.lock();

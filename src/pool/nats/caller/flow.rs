@@ -170,7 +170,7 @@ impl Core {
     /// A packet of a stream has come.
     pub(super) fn take_in_packet(&self, agent: String, key: Key, number: u64, packet: Bytes) {
         if !self.alive(&agent, key, None) {
-            return self.send(Errand::Cancel(agent, key.task));
+            return self.send(Errand::Cancel(agent, key));
         }
         let taken_in = match self.reception(key.task) {
             Some(reception) => {
@@ -276,8 +276,7 @@ mod tests {
     #[test]
     fn packets_count_once_and_in_their_order() {
         let (inflow, mut state) = (Inflow::new(10, 100), State::default());
-        let mut take_in =
-            |state: &mut State, number, packet| state.take_in(&inflow, 100, number, packet).is_ok();
+        let take_in = |state: &mut State, number, packet| state.take_in(&inflow, 100, number, packet).is_ok();
         assert!(take_in(&mut state, 0, packet(&[(0, b"a"), (0, b""), (GOES_ON, b"b")])));
         assert!(take_in(&mut state, 0, packet(&[(0, b"again")])));
         assert!(take_in(&mut state, 2, packet(&[(0, b"too early")])));

@@ -238,10 +238,6 @@ impl Office {
             Errand::Remove(object) => {
                 errands.spawn(async move { link.objects.remove(&object).await });
             }
-            Errand::Overdue(key) => {
-                let core = self.core.clone();
-                errands.spawn(async move { overdue::overdue(&core, &link, key).await });
-            }
             Errand::Cancel(agent, key) => {
                 let subject = link.names.to(&agent);
                 if link.names.is_party(&subject) {

@@ -109,7 +109,7 @@ impl Core {
     /// A task says how far it has got.
     fn progressed(&self, agent: &str, key: Key, progress: Progress) {
         if !self.alive(agent, key, None) {
-            return self.send(Errand::Cancel(agent.to_owned(), key.task));
+            return self.send(Errand::Cancel(agent.to_owned(), key));
         }
         let cell = self.lock().tasks.get(&key.task).map(|task| task.cell.clone());
         if let Some(cell) = cell.filter(|_| is_bounded(&progress)) {

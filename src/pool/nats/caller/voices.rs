@@ -52,7 +52,7 @@ impl Core {
     /// A task has logged something.
     pub(super) fn hear_voices(&self, agent: String, key: Key, before: u64, messages: Bytes) {
         if !self.alive(&agent, key, None) {
-            return self.send(Errand::Cancel(agent, key.task));
+            return self.send(Errand::Cancel(agent, key));
         }
         // Listeners are foreign code, so not under the lock.
         let voices = {
