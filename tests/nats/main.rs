@@ -21,6 +21,7 @@ mod payloads;
 mod priorities;
 mod replicas;
 mod progress;
+#[cfg(all(feature = "log", feature = "tracing"))]
 #[path = "../tracing/recorder.rs"]
 #[allow(dead_code)]
 mod recorder;
@@ -33,5 +34,7 @@ mod shapes;
 mod slurm;
 mod stage;
 mod streams;
+#[cfg(all(feature = "log", feature = "tracing"))]
 mod voices;
+#[cfg(feature = "metrics")]
 mod watched;
