@@ -85,18 +85,20 @@ fn a_loop_that_reports_all_the_time_sends_few() {
 #[test]
 fn a_task_that_is_run_again_goes_on_reporting() {
     play(async |stage| {
-        let (agent, pool) = (stage.agent(1).await, stage.pool());
-        let fatal = || -> () {
-            let attempt = u64::from(worker::current().unwrap().attempt());
-            report(Progress::new(attempt));
-            std::thread::sleep(std::time::Duration::from_millis(100)); // for it to leave
+        let (agent, pool, meeting) = (stage.agent(1).await, stage.pool(), Meeting::new());
+        let fatal = |place: String| -> () {
+            report(Progress::new(u64::from(worker::current().unwrap().attempt())));
+            attend(&place, "reported");
             std::process::abort();
         };
-        let task = pool.task(fatal, ()).retries(1).submit();
-        let watch = task.progress();
-        let seen = tokio::spawn(watch.map(|progress| progress.done()).collect::<Vec<_>>());
+        let task = pool.task(fatal, meeting.place()).retries(1).submit();
+        let mut watch = task.progress();
+        for attempt in 1..=2 {
+            assert_eq!(watch.changed().await, Some(Progress::new(attempt)));
+            drop(meeting.next().await);
+        }
         died(task.await);
-        assert_eq!(seen.await.unwrap(), [1, 2]);
+        assert_eq!(watch.changed().await, None);
         pool.shutdown().await;
         agent.shutdown().await;
         stage

@@ -233,7 +233,7 @@ impl Job {
             items: self.head.items as usize,
             window: self.head.window.map(|window| window.max(1)),
             origin: Origin { audience: Audience::elsewhere(relay.clone()), trace: self.head.trace.clone() },
-            alias: Some(Alias { id: self.head.key.task, attempts: self.head.key.attempt - 1 }),
+            alias: Some(Alias { id: self.head.key.task, attempts: self.head.key.attempt.saturating_sub(1) }),
             ..Order::default()
         };
         let cell = self.inner.pool.shared().submit(task, Ok(body), order);

@@ -30,7 +30,7 @@ impl Core {
                 number: if known.is_some() || began.is_some() {
                     task.key.attempt
                 } else {
-                    task.key.attempt - 1
+                    task.key.attempt.saturating_sub(1)
                 },
                 ending,
                 is_retried,
