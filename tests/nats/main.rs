@@ -19,12 +19,12 @@ mod losses;
 mod patience;
 mod payloads;
 mod priorities;
-mod replicas;
 mod progress;
 #[cfg(all(feature = "log", feature = "tracing"))]
 #[path = "../tracing/recorder.rs"]
 #[allow(dead_code)]
 mod recorder;
+mod replicas;
 mod security;
 mod server;
 #[path = "../../examples/cluster/servers.rs"]
