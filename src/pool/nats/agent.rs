@@ -1,7 +1,8 @@
 //! An agent: a local pool that takes tasks from a queue.
 //!
 //! `serve.rs` is its life, `pulls.rs` decides what to ask the server for, `work.rs` has the way of one task,
-//! `flow.rs` has the way of a stream's items, `voices.rs` that of what tasks log, and `care.rs` what an agent tells of itself and what it clears up after others.
+//! `flow.rs` that of a stream's items and `voices.rs` that of what tasks log; and `care.rs` has what an agent
+//! tells of itself and what it clears up after others.
 
 mod care;
 mod flow;

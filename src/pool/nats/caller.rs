@@ -2,8 +2,8 @@
 //!
 //! What is known of each task is under one lock. The engine's life (`life.rs`) is a task of the runtime
 //! that listens to agents and the server and looks after time; each submission is a task of its own
-//! (`publish.rs`). `listen.rs` has what is made of messages, `flow.rs` streams, `voices.rs` what is logged, and `shown.rs` what is shown to
-//! those who watch the pool.
+//! (`publish.rs`). `listen.rs` has what is made of messages, `flow.rs` streams, `voices.rs` what tasks log,
+//! and `shown.rs` what is shown to those who watch the pool.
 
 mod flow;
 mod life;
