@@ -183,7 +183,10 @@ impl Office {
                 Some(message) = ears.agents.next() => core.present(message),
                 _ = ticks.tick() => {
                     let count = link.connects();
-                    core.look_at_streams(count > connects.max(1));
+                    // Without a connection what is said would only pile up.
+                    if link.client.connection_state() == Connection::Connected {
+                        core.look_at_streams(count > connects.max(1));
+                    }
                     if count != connects || link.client.connection_state() != Connection::Connected {
                         if count > connects.max(1) {
                             errands.spawn(find_again(core.clone(), link.clone()));
