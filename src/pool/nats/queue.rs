@@ -536,8 +536,14 @@ async fn bucket(jetstream: &Context, queue: &Queue, names: &Names) -> Result<Obj
                 num_replicas: queue.replicas,
                 ..object_store::Config::default()
             });
-            made.await
-                .map_err(|error| NoLink::of("its object store can be neither found nor made", &error))?
+            match made.await {
+                Ok(store) => store,
+                // Somebody else may just have made it.
+                Err(error) => jetstream
+                    .get_object_store(&names.stream)
+                    .await
+                    .map_err(|_| NoLink::of("its object store can be neither found nor made", &error))?,
+            }
         }
     };
     let stream = jetstream.get_stream_no_info(format!("OBJ_{}", names.stream)).await;
