@@ -59,10 +59,12 @@ enum Errand {
     Publish(u64),
     /// Take a task out of the queue.
     Delete(u64),
-    /// Tell the agent that has it, under its name, that a task is not wanted any more.
+    /// Tell the agent that has it, under its name, that a submission is not wanted any more.
     Cancel(String, Key),
     /// Tell the agent that has it how a stream gets on.
     Flow(u64),
+    /// The server has given a submission up.
+    Overdue(Key),
     /// Remove an object.
     Remove(String),
     /// Fetch an answer from the object store.
@@ -345,16 +347,16 @@ impl Engine for Caller {
                 (Stage::Draining | Stage::Stopped, _) => Some(TaskError::ShutDown),
                 (Stage::Open, Some(cause)) => Some(TaskError::PoolBroken(cause.clone())),
                 (Stage::Open, None) => {
-                    let now = monotonic_now();
-                    cell.set_submitted(now);
+                    let (now, submitted_at) = (Instant::now(), monotonic_now());
+                    cell.set_submitted(submitted_at);
                     state.counts.submitted += 1;
-                    let now = Instant::now();
                     let task = Task {
                         cell: cell.clone(),
                         terms,
                         is_reserved,
-                        submitted: Instant::now(),
-                        submitted_at: now,
+                        submitted: now,
+                        sent: now,
+                        submitted_at,
                         key: Key { task: cell.id, attempt: 1, hop: 0 },
                         retries_left: terms.retries,
                         place: None,

@@ -105,7 +105,7 @@ pub(super) enum News {
 pub(super) enum ToAgent {
     /// The caller has the answer, or does not want it any more.
     Confirm { caller: String, key: Key },
-    /// The caller does not want the task any more.
+    /// The caller does not want this submission of a task any more.
     Cancel { caller: String, key: Key },
     /// How a stream's caller gets on.
     Flow { caller: String, key: Key, flow: Flow },

@@ -3,7 +3,7 @@
 use super::super::message::{Key, ToAgent, unpack};
 use super::super::queue::{Link, level_of};
 use super::flow::Heard;
-use super::pulls::Pulls;
+use super::pulls::{Pulls, Turn};
 use super::{Id, Inner, care, work};
 use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt;
@@ -273,7 +273,7 @@ impl Inner {
         }
     }
 
-    /// Cancels a task of a caller, or all.
+    /// Cancels a task of a caller, or all. Not one that was submitted again meanwhile, and may be here, too.
     fn cancel(&self, caller: &str, key: Option<Key>) {
         let (cells, confirmed) = {
             let mut state = self.lock();

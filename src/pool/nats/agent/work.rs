@@ -3,7 +3,7 @@
 use super::super::message::{AnswerHead, News, Place, REPLY_TO, TaskHead, ToCaller, VERSION, pack, unpack};
 use super::super::report::Ending;
 use super::flow::{Relay, Relayed};
-use super::{Id, Inner, voices};
+use super::{Id, Inner, LastWord, voices};
 use crate::pool::cell::{Cell, Outcome};
 use crate::pool::shared::{Alias, Order, Origin};
 use crate::pool::voice::{self, Audience};
@@ -86,8 +86,11 @@ impl Done {
     }
 }
 
-/// A worker that is taken up, until this is dropped.
-struct Worker(Option<mpsc::UnboundedSender<()>>);
+/// Where it is told that a worker is free, and for how long it was not.
+pub(super) type Freed = mpsc::UnboundedSender<Duration>;
+
+/// A worker that is taken up since then, until this is dropped.
+struct Worker(Option<Freed>, Instant);
 
 impl Drop for Worker {
     fn drop(&mut self) {
@@ -166,7 +169,7 @@ impl Job {
     /// Sends the caller a message.
     pub(super) async fn publish(&self, message: Bytes) {
         // What is lost is told again.
-        let _ = self.inner.link.client.publish(self.reply_to.clone(), message).await;
+        self.inner.link.say(self.reply_to.clone(), message).await;
     }
 
     /// Runs the task and has the answer confirmed; whether it was.

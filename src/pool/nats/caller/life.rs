@@ -2,7 +2,7 @@
 
 use super::super::message::{ToAgent, pack};
 use super::super::queue::{Link, NoLink};
-use super::{Core, Errand, Stage, publish};
+use super::{Core, Errand, Stage, overdue, publish};
 use crate::pool::clock::WATCH_LIMIT;
 use crate::task::{PoolError, TaskError};
 use async_nats::connection::State as Connection;
@@ -240,6 +240,10 @@ impl Office {
             }
             Errand::Remove(object) => {
                 errands.spawn(async move { link.objects.remove(&object).await });
+            }
+            Errand::Overdue(key) => {
+                let core = self.core.clone();
+                errands.spawn(async move { overdue::overdue(&core, &link, key).await });
             }
             Errand::Cancel(agent, key) => {
                 let subject = link.names.to(&agent);

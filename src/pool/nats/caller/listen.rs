@@ -117,7 +117,7 @@ impl Core {
         }
     }
 
-    fn handed_back(&self, key: Key) {
+    pub(super) fn handed_back(&self, key: Key) {
         let mut state = self.lock();
         let state = &mut *state;
         let Some(task) = state.tasks.get_mut(&key.task).filter(|task| task.key == key) else { return };
