@@ -199,6 +199,7 @@ mod preload {
 
     #[test]
     fn runs_once_in_the_fork_server_and_is_there_in_every_worker() {
+        here_only!("a preload function runs in each steward");
         common::run(async {
             let (ledger, meeting) = (Ledger::new(), Meeting::new());
             let pool = fork_server().preload(load, (ledger.place(), 1000)).build().unwrap();

@@ -62,8 +62,13 @@ fn kinds(open: &[String]) -> Vec<&str> {
     kinds
 }
 
-async fn expect_nothing_but_tools(pool: &ProcessPool, method: StartMethod) {
+async fn expect_nothing_but_tools(pool: &ProcessPool, method: StartMethod, leaky: &[OwnedFd]) {
     let open = pool.submit(open_in, "self".to_owned()).await.unwrap();
+    for fd in leaky {
+        let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
+        assert!(open.iter().all(|open| **open != *target.to_string_lossy()), "{target:?}: {open:?}");
+    }
+    here_only!("a worker elsewhere has a connection for a tool, and a steward with others");
     assert_eq!(kinds(&open), ["pipe", "pipe"], "requests and results: {open:?}");
     let mut processes = vec![a_worker(pool).await];
     if method == StartMethod::ForkServer {
@@ -79,10 +84,10 @@ async fn expect_nothing_but_tools(pool: &ProcessPool, method: StartMethod) {
 }
 
 async fn no_descriptor_of_the_program_is_open_in_a_worker(method: StartMethod) {
-    let _leaky = leaky();
+    let leaky = leaky();
     for stdio in [WorkerStdio::Inherit, WorkerStdio::Null, WorkerStdio::Capture] {
         let pool = Builder::given(method).workers(1).stdout(stdio).stderr(stdio).build().unwrap();
-        expect_nothing_but_tools(&pool, method).await;
+        expect_nothing_but_tools(&pool, method, &leaky).await;
         pool.shutdown().await;
     }
 }
@@ -90,13 +95,14 @@ async fn no_descriptor_of_the_program_is_open_in_a_worker(method: StartMethod) {
 async fn nor_in_one_that_is_started_later(method: StartMethod) {
     let pool = Builder::given(method).workers(1).build().unwrap();
     a_worker(&pool).await;
-    let _leaky = leaky();
+    let leaky = leaky();
     common::died(pool.submit(|| -> u8 { std::process::exit(1) }, ()).await);
-    expect_nothing_but_tools(&pool, method).await;
+    expect_nothing_but_tools(&pool, method, &leaky).await;
     pool.shutdown().await;
 }
 
 async fn nor_in_a_sandbox(method: StartMethod) {
+    here_only!("a worker elsewhere has a connection for a tool");
     let _leaky = leaky();
     let builder = Builder::given(method).workers(1).stdout(WorkerStdio::Inherit);
     let pool = match builder.sandbox(Sandbox::new()).build() {
@@ -140,6 +146,7 @@ fn without_role(mut variables: BTreeSet<String>) -> BTreeSet<String> {
 
 async fn expect_environment(pool: &ProcessPool, method: StartMethod, expected: BTreeSet<String>) {
     assert_eq!(pool.submit(environment, ()).await.unwrap(), expected);
+    here_only!("what others see of a worker elsewhere is what its launcher was started with");
     let seen = pool.submit(environment_of, "self".to_owned()).await.unwrap();
     assert_eq!(without_role(seen), expected);
     if method == StartMethod::ForkServer {

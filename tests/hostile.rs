@@ -174,7 +174,9 @@ async fn writing_all_over_the_shared_memory(builder: Builder) {
 
 async fn saying_anything(builder: Builder) {
     let outcome = suffer(builder, evil::say_anything).await;
-    assert!(is_violation(&outcome), "{outcome:?}");
+    // What it says of itself is believed, should that come first: without a ring it may come so.
+    let is_own = common::is_elsewhere() && matches!(outcome, Ok((0, 66)));
+    assert!(is_violation(&outcome) || is_own, "{outcome:?}");
 }
 
 async fn answering_for_others(builder: Builder) {
@@ -193,6 +195,7 @@ async fn beginning_for_ever(builder: Builder) {
 }
 
 async fn finishing_and_going_on(builder: Builder) {
+    here_only!("elsewhere there is no ring and no slot: all there is comes through a connection");
     let outcome = suffer(builder, evil::finish_and_go_on).await;
     assert_matches!(outcome, Err(TaskError::WorkerDied(_)));
 }
@@ -219,11 +222,13 @@ async fn claiming_much_and_stalling(builder: Builder) {
 }
 
 async fn filling_the_ring(builder: Builder) {
+    here_only!("elsewhere there is no ring and no slot: all there is comes through a connection");
     let outcome = suffer(builder, evil::fill_ring).await;
     assert!(is_typed(&outcome), "{outcome:?}");
 }
 
 async fn a_tail_that_wavers(builder: Builder) {
+    here_only!("elsewhere there is no ring and no slot: all there is comes through a connection");
     let outcome = suffer(builder, evil::waver).await;
     assert!(is_typed(&outcome), "{outcome:?}");
 }

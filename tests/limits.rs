@@ -251,6 +251,7 @@ async fn not_confined(builder: Builder) -> String {
 }
 
 async fn a_sandbox_with_a_missing_path_is_told(method: StartMethod) {
+    here_only!("a sandbox's paths are looked up where the worker is, so `build` cannot tell");
     let given = || Builder::given(method);
     if let Err(PoolError::NotConfined { reason }) = given().sandbox(Sandbox::new()).build() {
         eprintln!("skipped: there is no sandbox here: {reason}");
@@ -285,6 +286,7 @@ async fn a_sandbox_with_a_missing_path_is_told(method: StartMethod) {
 
 /// A task could put a symbolic link in its place, and the next worker would follow that.
 async fn what_lies_where_tasks_may_write_cannot_be_allowed_beside(method: StartMethod) {
+    here_only!("a sandbox's paths are looked up where the worker is, so `build` cannot tell");
     let dir = tempfile::tempdir().unwrap();
     let (job, input, link) = (dir.path().join("job"), dir.path().join("job/input"), dir.path().join("link"));
     std::fs::create_dir(&job).unwrap();

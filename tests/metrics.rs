@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Meeting, attend, attend_async, eventually};
+use common::{Meeting, attend, attend_async, eventually, shown};
 use futures::StreamExt;
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
 use metrics_util::MetricKind;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use procession::{Builder, PoolStats, ProcessPool, TaskError};
+use procession::{Builder, PoolStats, ProcessPool, TaskError, TaskStatus};
 
 both! {
     each_outcome_is_counted_once,
@@ -145,6 +145,7 @@ async fn each_outcome_is_counted_once(builder: Builder) {
     // One that runs, and one that waits behind it.
     let runs = pool.submit(|at: String| attend(&at, "a"), meeting.place());
     let guest = meeting.next().await;
+    shown("it runs", || matches!(runs.status(), TaskStatus::Running)).await;
     drop(pool.submit(double, 1));
     drop(runs);
     guest.gone().await;

@@ -9,8 +9,11 @@ use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use common::{Given, Guest, Ledger, Meeting, a_worker, attend, died, eventually, gone, note, parent_of};
-use procession::{Builder, ProcessPool, StartMethod, TaskError, WorkerState};
+use common::{
+    Given, Guest, Ledger, Meeting, a_worker, attend, died, eventually, gone, is_elsewhere, note, parent_of,
+    shown,
+};
+use procession::{Builder, PoolStats, ProcessPool, StartMethod, TaskError, WorkerState};
 
 both! {
     a_new_pool_starts_no_worker,
@@ -90,8 +93,8 @@ async fn no_more_workers_start_than_allowed(builder: Builder) {
         for _ in 0..4 {
             pool.submit(|place: String| attend(&place, "queued"), meeting.place()).detach();
         }
-        let stats = pool.stats();
-        assert_eq!((stats.running(), stats.queued(), stats.workers()), (2, 4, 2));
+        let counts = |stats: PoolStats| (stats.running(), stats.queued(), stats.workers());
+        shown("two of six run", || counts(pool.stats()) == (2, 4, 2)).await;
         first.iter().map(|guest| guest.pid).collect()
     };
     for _ in 0..4 {
@@ -214,8 +217,8 @@ async fn statistics_count_every_outcome(builder: Builder) {
     let guests = occupy(&pool, &meeting, 1).await;
     drop(pool.submit(|| (), ()));
     eventually("the drop counts", || pool.stats().cancelled() == 1).await;
-    let now = pool.stats();
-    assert_eq!((now.running(), now.queued(), now.idle_workers()), (1, 0, 0));
+    let counts = |now: PoolStats| (now.running(), now.queued(), now.idle_workers());
+    shown("one runs", || counts(pool.stats()) == (1, 0, 0)).await;
     drop(guests);
     pool.shutdown().await;
     let end = pool.stats();
@@ -283,11 +286,12 @@ async fn workers_are_shown_at_work(builder: Builder) {
         workers.len() == 1 && matches!(workers[0].state(), WorkerState::Busy)
     })
     .await;
+    shown("what it is busy with", || pool.workers()[0].current_task() == Some(task.id())).await;
     let worker = &pool.workers()[0];
-    assert_eq!((worker.pid(), worker.current_task()), (guest.pid, Some(task.id())));
+    assert_eq!(worker.pid(), guest.pid);
     assert_eq!(worker.tasks_done(), 0);
     assert!(worker.started() >= before && worker.started() <= Instant::now());
-    assert!(worker.rss() > 0);
+    assert!(worker.rss() > 0 || is_elsewhere(), "of others nobody knows");
     drop(guest);
     task.await.unwrap();
     pool.shutdown().await;
@@ -320,6 +324,7 @@ async fn a_pool_is_a_cheap_handle(builder: Builder) {
 }
 
 async fn the_start_method_decides_whose_children_workers_are(method: StartMethod) {
+    here_only!("each worker is the child of a steward of its own");
     let pool = Builder::given(method).build().unwrap();
     let parents = start(&pool, 2).await.into_iter().map(parent_of);
     let parents: BTreeSet<u32> = parents.map(Option::unwrap).collect();

@@ -58,6 +58,7 @@ fn names(report: &TimeoutReport, function: &str) -> bool {
 }
 
 async fn a_task_that_spins_is_found(builder: Builder) {
+    here_only!("nobody looks at workers elsewhere: `timeout_reports` are refused");
     let pool = reporting(builder);
     let report = report!(pool, go_round_and_round, 1);
     assert!(names(&report, "go_round_and_round"), "{report:#?}");
@@ -66,6 +67,7 @@ async fn a_task_that_spins_is_found(builder: Builder) {
 }
 
 async fn a_task_that_waits_is_found(builder: Builder) {
+    here_only!("nobody looks at workers elsewhere: `timeout_reports` are refused");
     let pool = reporting(builder);
     let report = report!(pool, sleep_long, ());
     assert!(names(&report, "sleep_long"), "{report:#?}");
@@ -75,6 +77,7 @@ async fn a_task_that_waits_is_found(builder: Builder) {
 }
 
 async fn an_async_task_is_found(builder: Builder) {
+    here_only!("nobody looks at workers elsewhere: `timeout_reports` are refused");
     async fn never() {
         std::future::pending().await
     }
@@ -85,6 +88,7 @@ async fn an_async_task_is_found(builder: Builder) {
 }
 
 async fn a_stopped_task_is_found(builder: Builder) {
+    here_only!("nobody looks at workers elsewhere: `timeout_reports` are refused");
     // SAFETY: the process stops itself.
     let stop = || unsafe { libc::raise(libc::SIGSTOP) };
     let pool = reporting(builder);
@@ -96,6 +100,7 @@ async fn a_stopped_task_is_found(builder: Builder) {
 /// The allocator's lock may be held by the thread that is to answer: with luck it answers, without
 /// it is killed.
 async fn a_task_within_the_allocator_ends_all_the_same(builder: Builder) {
+    here_only!("nobody looks at workers elsewhere: `timeout_reports` are refused");
     fn allocate(size: usize) -> usize {
         let mut total = 0_usize;
         loop {
@@ -113,6 +118,7 @@ async fn a_task_within_the_allocator_ends_all_the_same(builder: Builder) {
 
 /// The signal may find any thread; the one that it is about is the task's.
 async fn a_task_on_a_thread_of_its_own_is_found_waiting(builder: Builder) {
+    here_only!("nobody looks at workers elsewhere: `timeout_reports` are refused");
     fn wait_for_thread() {
         std::thread::spawn(|| go_round_and_round(1)).join().unwrap();
     }
@@ -123,6 +129,7 @@ async fn a_task_on_a_thread_of_its_own_is_found_waiting(builder: Builder) {
 }
 
 async fn a_sandboxed_task_is_found(builder: Builder) {
+    here_only!("nobody looks at workers elsewhere: `timeout_reports` are refused");
     let builder = builder.workers(1).timeout_reports(true).task_timeout(LIMIT);
     let pool = match builder.sandbox(Sandbox::new()).build() {
         Ok(pool) => pool,
@@ -142,6 +149,7 @@ async fn nobody_is_asked_unless_that_was_wanted(builder: Builder) {
 }
 
 async fn a_task_that_is_tried_again_may_succeed(builder: Builder) {
+    here_only!("nobody looks at workers elsewhere: `timeout_reports` are refused");
     fn second_time_lucky() -> u32 {
         let attempt = procession::worker::current().unwrap().attempt();
         if attempt == 1 {
@@ -157,6 +165,7 @@ async fn a_task_that_is_tried_again_may_succeed(builder: Builder) {
 }
 
 async fn shutting_down_does_not_wait_for_an_answer_that_does_not_come(builder: Builder) {
+    here_only!("nobody looks at workers elsewhere: `timeout_reports` are refused");
     fn block_everything() {
         // SAFETY: the set is filled before it is used, and nothing here needs a signal.
         unsafe {

@@ -10,10 +10,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{Guest, Meeting, attend, eventually};
+use common::{Guest, Meeting, attend, eventually, shown};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use procession::{Builder, PoolError, ProcessPool, StartMethod, TaskError};
+use procession::{Builder, PoolError, ProcessPool, StartMethod, TaskError, TaskStatus};
 use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -221,6 +221,7 @@ async fn retries_and_deaths_are_shown(builder: Builder) {
     while guest.who != "b" {
         guest = meeting.next().await;
     }
+    shown("it runs", || matches!(cancelled.status(), TaskStatus::Running)).await;
     cancelled.cancel();
     assert_matches!(cancelled.await, Err(TaskError::Cancelled));
     guest.gone().await;

@@ -410,9 +410,13 @@ impl Life {
 
     /// Finds out who killed a worker. The pool would have said why.
     fn blame_for_kill(&self, report: &mut ExitReport) {
+        let starved = match &self.far {
+            Some(far) => far.end.starved(),
+            None => oom_kills() > self.oom_kills,
+        };
         let blame = if self.has_hung_up {
             "by the pool, since it had closed the pipe of its results"
-        } else if self.far.is_none() && oom_kills() > self.oom_kills {
+        } else if starved {
             "not by the pool; perhaps for want of memory, for which the kernel has killed processes since the \
              worker started: see its log"
         } else {

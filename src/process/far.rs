@@ -35,6 +35,8 @@ pub(crate) enum Told {
         begun: u64,
         last_words: u64,
         why: Option<String>,
+        /// The kernel has killed processes there for want of memory since it started.
+        starved: bool,
     },
     /// Its machine is not to be heard of any more, and why that is believed.
     Lost(String),
@@ -101,6 +103,11 @@ impl FarEnd {
             Some(Told::Lost(why)) => Some(why),
             _ => None,
         }
+    }
+
+    /// Whether it may have been killed for want of memory.
+    pub(crate) fn starved(&self) -> bool {
+        matches!(self.told.get(), Some(Told::Goodbye { starved: true, .. }))
     }
 
     /// Why it was ended there unasked, if it was.

@@ -8,6 +8,8 @@
 #![allow(dead_code, unused_imports, unused_macros)] // every test binary uses a part of this
 #![allow(unreachable_pub, unsafe_code)]
 
+#[macro_use]
+mod elsewhere;
 mod leftovers;
 mod meeting;
 mod programs;
@@ -21,6 +23,7 @@ use std::time::{Duration, Instant};
 use procession::{Builder, Panic, ProcessPool, StartMethod, TaskError, WorkerExit};
 use tokio::runtime::Runtime;
 
+pub use elsewhere::{is_elsewhere, placed, way};
 pub use leftovers::{Process, Scene, descendants, descriptors, gone, is_alive, parent_of, processes};
 pub use meeting::{Guest, Ledger, Meeting, attend, attend_async, note};
 pub use programs::{built_program, helper, helper_at, helping};
@@ -42,6 +45,7 @@ macro_rules! both {
             }
             #[test]
             fn spawn() {
+                here_only!("elsewhere there is one start method");
                 crate::common::alone(|| super::$name(crate::common::Given::given(Spawn)));
             }
         }
@@ -56,6 +60,7 @@ macro_rules! both {
             }
             #[test]
             fn spawn() {
+                here_only!("elsewhere there is one start method");
                 crate::common::run(async { super::$name(crate::common::Given::given(Spawn)).await });
             }
         }
@@ -77,24 +82,7 @@ impl Given for StartMethod {
 /// Two workers at most, and the given start method.
 impl Given for Builder {
     fn given(method: StartMethod) -> Self {
-        let builder = ProcessPool::builder().start_method(method).workers(2);
-        #[cfg(feature = "remote")]
-        let builder = elsewhere(builder);
-        builder
-    }
-}
-
-/// With `PROCESSION_TEST_LAUNCHER`, workers are started by a launcher: what tests expect of a pool, they
-/// expect wherever its workers are.
-#[cfg(feature = "remote")]
-fn elsewhere(builder: Builder) -> Builder {
-    use procession::Launcher;
-    let launcher = Launcher::command(["env"]).bind(([127, 0, 0, 1], 0).into());
-    match std::env::var("PROCESSION_TEST_LAUNCHER").as_deref() {
-        Ok("tcp") => builder.launcher(launcher),
-        Ok("stdio") => builder.launcher(launcher.over_stdio(true)),
-        Ok("tls") => builder.launcher(launcher.encrypted(true)),
-        _ => builder,
+        placed(ProcessPool::builder().start_method(method).workers(2))
     }
 }
 
@@ -192,6 +180,14 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Asserts what a pool shows of its workers. Of those on other machines it learns a moment later.
+pub async fn shown(what: &str, mut holds: impl FnMut() -> bool) {
+    match is_elsewhere() {
+        true => eventually(what, holds).await,
+        false => assert!(holds(), "{what}"),
     }
 }
 

@@ -16,6 +16,10 @@ const TAIL: usize = 8;
 const HEAD: usize = 16;
 const SLOTS: std::ops::Range<usize> = 64..64 + 2 * 1024;
 const WHEREABOUTS: usize = 8 + 2048;
+/// The memory of a worker that is behind a connection has these words: the task that it has begun last, and when.
+const BOARD_BEGUN: usize = 0;
+const BOARD_BEGAN_AT: usize = 2;
+
 const RING: std::ops::Range<usize> = SLOTS.end + WHEREABOUTS..SLOTS.end + WHEREABOUTS + 32 * 1024;
 
 /// States of a slot.
@@ -47,6 +51,27 @@ impl Page {
         Page(unsafe { std::slice::from_raw_parts(start as *const AtomicU64, (end - start) / 8) })
     }
 
+    /// Whether this is all that is shared with somebody who speaks through a connection.
+    fn is_board(&self) -> bool {
+        self.0.len() < RING.end
+    }
+
+    /// The number of the task that runs.
+    fn own_seq(&self) -> u64 {
+        match self.is_board() {
+            true => self.0[BOARD_BEGUN].load(SeqCst),
+            false => self.own_slot().1,
+        }
+    }
+
+    /// Where it says when that has begun.
+    fn began_at(&self) -> &AtomicU64 {
+        match self.is_board() {
+            true => &self.0[BOARD_BEGAN_AT],
+            false => &self.0[self.own_slot().0 + 1],
+        }
+    }
+
     /// The slot of the task that runs, and its number.
     fn own_slot(&self) -> (usize, u64) {
         let states = SLOTS.step_by(2).map(|at| (at, self.0[at].load(SeqCst)));
@@ -55,6 +80,9 @@ impl Page {
     }
 
     fn push(&self, record: &[u8]) {
+        if self.is_board() {
+            return Pipes::find().say(&frame(record));
+        }
         let (tail, capacity) = (self.0[TAIL].load(SeqCst), RING.len() as u64);
         let word = |at: u64| &self.0[RING.start + (at % capacity) as usize];
         word(tail).store(record.len() as u64, SeqCst);
@@ -69,6 +97,7 @@ impl Page {
     }
 }
 
+/// What it hears and speaks through, be it two descriptors of one connection.
 struct Pipes {
     requests: i32,
     results: i32,
@@ -76,19 +105,30 @@ struct Pipes {
 
 impl Pipes {
     fn find() -> Pipes {
-        let pipes: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+        let open = |kind: &str| Pipes::open(kind);
+        let pipes = open("pipe:");
+        // SAFETY: fcntl with F_GETFL takes no pointers.
+        let mode = |fd: &i32| unsafe { libc::fcntl(*fd, libc::F_GETFL) } & libc::O_ACCMODE;
+        let find = |wanted| pipes.iter().copied().find(|fd| mode(fd) == wanted);
+        if let (Some(requests), Some(results)) = (find(libc::O_RDONLY), find(libc::O_WRONLY)) {
+            return Pipes { requests, results };
+        }
+        let connection = open("socket:");
+        Pipes { requests: connection[0], results: connection[1] }
+    }
+
+    fn open(kind: &str) -> Vec<i32> {
+        let mut open: Vec<i32> = std::fs::read_dir("/proc/self/fd")
             .unwrap()
             .filter_map(|entry| {
                 let entry = entry.ok()?;
                 let target = std::fs::read_link(entry.path()).ok()?;
                 let fd = entry.file_name().to_str()?.parse().ok()?;
-                (fd > 2 && target.to_str()?.starts_with("pipe:")).then_some(fd)
+                (fd > 2 && target.to_str()?.starts_with(kind)).then_some(fd)
             })
             .collect();
-        // SAFETY: fcntl with F_GETFL takes no pointers.
-        let mode = |fd: &i32| unsafe { libc::fcntl(*fd, libc::F_GETFL) } & libc::O_ACCMODE;
-        let find = |wanted| pipes.iter().copied().find(|fd| mode(fd) == wanted).unwrap();
-        Pipes { requests: find(libc::O_RDONLY), results: find(libc::O_WRONLY) }
+        open.sort_unstable();
+        open
     }
 
     fn say(&self, bytes: &[u8]) {
@@ -158,6 +198,7 @@ pub fn scribble(mut seed: u64) -> (u32, u64) {
         loop {
             let at = random(&mut seed) as usize;
             let at = match at % 16 {
+                _ if page.is_board() => at / 16 % page.0.len(),
                 0 => at / 16 % page.0.len(),
                 1..4 => TAIL + at / 16 % 2 * 8,
                 4..10 => SLOTS.start + at / 16 % SLOTS.len(),
@@ -173,7 +214,7 @@ pub fn scribble(mut seed: u64) -> (u32, u64) {
 /// Sends frames that are none, are cut short, are too long, or are answers given before.
 pub fn say_anything(mut seed: u64) -> (u32, u64) {
     prepare();
-    let (pipes, seq) = (Pipes::find(), Page::find().own_slot().1);
+    let (pipes, seq) = (Pipes::find(), Page::find().own_seq());
     for_a_while(|| match random(&mut seed) % 5 {
         0 => pipes.say(&random(&mut seed).to_le_bytes()),
         1 => pipes.say(&frame(&reply(VALUE, seq, &FALSE))[..4]),
@@ -187,7 +228,7 @@ pub fn say_anything(mut seed: u64) -> (u32, u64) {
 /// Answers its own task again and again, and those to come.
 pub fn answer_for_others(_: u64) -> (u32, u64) {
     prepare();
-    let (page, seq) = (Page::find(), Page::find().own_slot().1);
+    let (page, seq) = (Page::find(), Page::find().own_seq());
     for other in seq..seq + 5 {
         page.push(&reply(VALUE, other, &FALSE));
     }
@@ -208,10 +249,10 @@ pub fn ring(_: u64) -> (u32, u64) {
 pub fn begin_for_ever(_: u64) -> (u32, u64) {
     std::thread::sleep(PREPARATION);
     let (page, start) = (Page::find(), Instant::now());
-    let (at, _) = page.own_slot();
+    let began_at = page.began_at();
     while start.elapsed() < Duration::from_secs(20) {
         // Not later than now, as that would be seen through.
-        page.0[at + 1].store(now() - 1_000_000, SeqCst);
+        began_at.store(now() - 1_000_000, SeqCst);
         std::thread::sleep(Duration::from_micros(100));
     }
     std::process::abort();
@@ -237,8 +278,12 @@ pub fn finish_and_go_on(_: u64) -> (u32, u64) {
 /// Says that it has never begun, and dies.
 pub fn never_begin(_: u64) -> (u32, u64) {
     let page = Page::find();
-    let (at, seq) = page.own_slot();
-    page.0[at].store(seq << 2 | OFFERED, SeqCst);
+    if page.is_board() {
+        page.0[BOARD_BEGUN].store(0, SeqCst);
+    } else {
+        let (at, seq) = page.own_slot();
+        page.0[at].store(seq << 2 | OFFERED, SeqCst);
+    }
     std::process::abort();
 }
 
@@ -330,8 +375,9 @@ pub fn be_deaf(_: u64) -> (u32, u64) {
 /// Dies, and leaves a process behind that goes on ringing and answering.
 pub fn leave_a_daughter(_: u64) -> (u32, u64) {
     prepare();
-    let (page, pipes, seq) = (Page::find(), Pipes::find(), Page::find().own_slot().1);
-    let (part, bells) = (reply(PART, seq + 1, &FALSE), frame(&reply(BELL, 0, &[])).repeat(1000));
+    let (page, pipes, seq) = (Page::find(), Pipes::find(), Page::find().own_seq());
+    let part = reply(PART, seq + 1, &FALSE);
+    let (framed, bells) = (frame(&part), frame(&reply(BELL, 0, &[])).repeat(1000));
     // SAFETY: the new process only writes to memory and pipes that are there already.
     match unsafe { libc::fork() } {
         0 => {
@@ -341,7 +387,10 @@ pub fn leave_a_daughter(_: u64) -> (u32, u64) {
                 libc::alarm(1);
             }
             loop {
-                page.push(&part);
+                match page.is_board() {
+                    true => pipes.say(&framed),
+                    false => page.push(&part),
+                }
                 pipes.say(&bells);
             }
         }

@@ -112,18 +112,19 @@ impl Line {
             () = speak(&mut *writer, queue, &killed, &end, silence / 4) => unreachable!("it never returns"),
         };
         match heard {
-            Ok(Farewell { ended, begun, ran, last_words, why }) => {
+            Ok(Farewell { ended, begun, ran, last_words, why, starved }) => {
                 end.note_begun(begun, ran);
-                running.finish(silence).await;
-                end.tell(Told::Goodbye { begun, last_words, why });
+                running.finish_prints().await;
+                end.tell(Told::Goodbye { begun, last_words, why, starved });
                 let _ = tell.send(Some(ended));
                 // Until then the pool may not have read all that the worker had sent.
+                running.finish_results(HOLD_LIMIT).await;
                 let _ = tokio::time::timeout(HOLD_LIMIT, held).await;
                 drop((reader, writer));
                 launched.finish().await;
             }
             Err(error) => {
-                running.finish(Duration::ZERO).await;
+                running.finish_prints().await;
                 let launcher = launched.end_so_far().map(|how| format!("; of its launcher: {how}"));
                 let why = format!("on {host}: {error}{}", launcher.unwrap_or_default());
                 end.tell(Told::Lost(why));

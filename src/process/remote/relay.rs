@@ -97,13 +97,18 @@ impl Running {
         self.room.add_permits(bytes);
     }
 
-    /// Nothing more comes: waits until what has come is where it belongs.
-    pub(super) async fn finish(&mut self, limit: Duration) {
+    /// Nothing more comes: waits until what was printed is where it belongs.
+    pub(super) async fn finish_prints(&mut self) {
         self.ups.iter_mut().for_each(|up| up.sender = None);
-        let _ =
-            tokio::time::timeout(limit, async { while self.results.join_next().await.is_some() {} }).await;
         let printed = async { while self.prints.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(LAST_WORDS, printed).await;
+    }
+
+    /// The same of results, which the pool reads to their end when it knows of the worker's, unless it has
+    /// heard enough.
+    pub(super) async fn finish_results(&mut self, limit: Duration) {
+        let read = async { while self.results.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(limit, read).await;
     }
 }
 

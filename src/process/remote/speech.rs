@@ -179,6 +179,8 @@ pub(in crate::process) struct Farewell {
     pub(in crate::process) last_words: u64,
     /// Why the steward ended it, if it did so unasked.
     pub(in crate::process) why: Option<String>,
+    /// The kernel has killed processes there for want of memory since it started.
+    pub(in crate::process) starved: bool,
 }
 
 /// Why a worker was not started.

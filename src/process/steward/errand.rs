@@ -8,6 +8,7 @@ use crate::process::remote::speech::{Channel, Preamble, Refusal, cut};
 use crate::sys::child::{self, Forked, ProcessFd};
 use crate::sys::fds;
 use crate::sys::memory::SharedWords;
+use crate::sys::oom_kills;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, getpid};
 use std::fs::OpenOptions;
@@ -68,11 +69,11 @@ impl Errand<'_> {
         let (board, file) = SharedWords::create(BOARD)?;
         drop(file);
         let children_ended = child::watch_children()?;
-        let steward = getpid();
+        let (steward, oom_kills) = (getpid(), oom_kills());
         match child::fork()? {
             Forked::Parent(pid) => {
                 let process = ProcessFd::open(pid)?;
-                Ok(Household { pid, process, children_ended, board, ups, down, data, why: None })
+                Ok(Household { pid, process, children_ended, board, ups, down, data, why: None, oom_kills })
             }
             Forked::Child => {
                 let ends = Ends { requests, results, stdout, stderr, board };

@@ -5,7 +5,7 @@ use super::transport::wait;
 use crate::process::remote::speech::{Channel, Command, Farewell, Frame, PIECE, Report, WINDOW, piece};
 use crate::sys::child::{self, Ended, ProcessFd};
 use crate::sys::memory::SharedWords;
-use crate::sys::monotonic_now;
+use crate::sys::{monotonic_now, oom_kills};
 use rustix::net::Shutdown;
 use rustix::process::Pid;
 use std::collections::VecDeque;
@@ -121,6 +121,8 @@ pub(super) struct Household {
     pub(super) data: Option<OwnedFd>,
     /// Why the steward has ended the worker unasked.
     pub(super) why: Option<String>,
+    /// How many processes the kernel had killed for want of memory when the worker started.
+    pub(super) oom_kills: u64,
 }
 
 impl Drop for Household {
@@ -266,7 +268,8 @@ impl Household {
         }
         let (begun, ran) = self.begun();
         let last_words = self.board.words()[1].load(Ordering::Acquire);
-        let farewell = Farewell { ended, begun, ran, last_words, why: self.why.take() };
+        let starved = oom_kills() > self.oom_kills;
+        let farewell = Farewell { ended, begun, ran, last_words, why: self.why.take(), starved };
         post.send(&Report::Ended(farewell))?;
         post.flush()?;
         // Closing a connection with something unread in it would take back what was sent last.

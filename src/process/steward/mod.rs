@@ -15,7 +15,7 @@ use super::remote::speech::{
     Command, Configuration, Frame, Frames, MAGIC, MAX_PREAMBLE, Preamble, Refusal, Report, Route, cut,
     message,
 };
-use crate::sys::{child, entry, fds, signals};
+use crate::sys::{child, entry, fault, fds, signals};
 use crate::wire::{PROTOCOL, build_identity};
 use errand::Errand;
 use std::io::{self, Read};
@@ -33,6 +33,8 @@ pub(crate) fn serve_as_steward(work: fn(Duties) -> io::Result<()>) -> ! {
 
 fn steward(work: fn(Duties) -> io::Result<()>) -> io::Result<()> {
     signals::leave_to_the_program();
+    // It writes to pipes of the worker, who may die at any time, and has its end to tell then.
+    fault::ignore_sigpipe();
     fds::close_all_above_stdio();
     let _ = rustix::thread::set_name(c"steward");
     let preamble = read_preamble(io::stdin().lock())?;
