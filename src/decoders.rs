@@ -1,9 +1,11 @@
-//! What reads that which a worker or a fork server has written, each as a function of bytes, for the
+//! What reads that which a worker, a fork server or another machine has written, each as a function of bytes, for the
 //! fuzzing in `tests/fuzz`. Not for use.
 //!
 //! None of them may panic, take for ever, or make more memory than [`Decoder::allowance`] says. What
 //! else holds for each is asserted.
 
+#[cfg(any(feature = "nats", feature = "remote"))]
+mod elsewhere;
 mod memory;
 mod messages;
 mod values;
@@ -60,6 +62,16 @@ pub const DECODERS: &[Decoder] = &[
     decoder("parts", values::parts, AHEAD, 2 * GROWTH),
     decoder("items", values::items, AHEAD, 2 * GROWTH),
     decoder("tails", values::tails, 256 << 10, GROWTH),
+    #[cfg(feature = "remote")]
+    decoder("reports", elsewhere::reports, AHEAD, GROWTH),
+    #[cfg(feature = "remote")]
+    decoder("commands", elsewhere::commands, AHEAD, GROWTH),
+    #[cfg(feature = "remote")]
+    decoder("knocks", elsewhere::knocks, 64 << 10, GROWTH),
+    #[cfg(feature = "nats")]
+    decoder("agents", elsewhere::agents, AHEAD, 2 * GROWTH),
+    #[cfg(feature = "nats")]
+    decoder("callers", elsewhere::callers, AHEAD, GROWTH),
 ];
 
 /// Takes numbers and lengths off the front of what a decoder is given.

@@ -63,10 +63,12 @@ fn starts_workers_late() {
 }
 
 fn a_program_whose_file_is_removed_starts_workers(method: StartMethod) {
+    here_only!("elsewhere the program is found by its path");
     upgrade(method, |file| fs::remove_file(file).unwrap());
 }
 
 fn a_program_whose_file_is_replaced_starts_workers(method: StartMethod) {
+    here_only!("elsewhere the program is found by its path");
     upgrade(method, |file| {
         let other = file.with_extension("new");
         fs::copy("/bin/true", &other).unwrap();

@@ -98,6 +98,12 @@ impl Killer {
     }
 }
 
+#[cfg(all(feature = "remote", any(test, feature = "internals")))]
+pub(crate) use {
+    remote::{read_as_pool, read_knocks},
+    steward::read_as_steward,
+};
+
 /// Reads a message of the fork server's, and says it again.
 #[cfg(any(test, feature = "internals"))]
 pub(crate) fn read_notice(bytes: &[u8]) -> Option<(String, Vec<u8>)> {

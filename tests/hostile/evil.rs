@@ -194,11 +194,12 @@ fn for_a_while(mut act: impl FnMut()) {
 pub fn scribble(mut seed: u64) -> (u32, u64) {
     prepare();
     let page = Page::find();
+    let is_board = page.is_board();
     std::thread::spawn(move || {
         loop {
             let at = random(&mut seed) as usize;
             let at = match at % 16 {
-                _ if page.is_board() => at / 16 % page.0.len(),
+                _ if is_board => at / 16 % page.0.len(),
                 0 => at / 16 % page.0.len(),
                 1..4 => TAIL + at / 16 % 2 * 8,
                 4..10 => SLOTS.start + at / 16 % SLOTS.len(),
@@ -208,7 +209,8 @@ pub fn scribble(mut seed: u64) -> (u32, u64) {
         }
     });
     std::thread::sleep(REIGN / 4);
-    (0, 66)
+    // Who it is, the pool may not have seen: not whether it has begun.
+    (if is_board { std::process::id() } else { 0 }, 66)
 }
 
 /// Sends frames that are none, are cut short, are too long, or are answers given before.

@@ -3,7 +3,7 @@
 //! A message is a head, its length (u32, little-endian) before it, and then whatever is left: a body.
 
 use super::report::Ending;
-use crate::task::{CodecStage, Progress, TraceContext, decode};
+use crate::task::{CodecStage, Fault, Progress, TraceContext, decode};
 use crate::wire::Levels;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -216,6 +216,79 @@ pub(super) fn unpack<T: DeserializeOwned + 'static>(mut message: Bytes) -> Optio
     }
     let head = message.split_to(end).split_off(4);
     Some((decode(&head, CodecStage::DecodeResult).ok()?, message))
+}
+
+/// Takes apart what follows the head of an answer: hands on the results of a chunk's items, of which there are
+/// so many bytes, for as long as they are wanted, and gives the value.
+pub(super) fn take_apart(
+    part_bytes: u64,
+    mut rest: Bytes,
+    max_message: u64,
+    mut keep: impl FnMut(&[u8]) -> bool,
+) -> Result<Bytes, Fault> {
+    let end = usize::try_from(part_bytes).ok().filter(|end| *end <= rest.len());
+    let mut parts = rest.split_to(end.ok_or_else(Fault::malformed_chunk)?);
+    while let Some(length) = parts.first_chunk::<4>() {
+        let end = 4 + u32::from_le_bytes(*length) as usize;
+        if end > parts.len() || !keep(&parts.split_to(end)[4..]) {
+            return Err(Fault::malformed_chunk());
+        }
+    }
+    if !parts.is_empty() {
+        return Err(Fault::malformed_chunk());
+    }
+    let (size, limit) = (rest.len() as u64, max_message);
+    match size > limit {
+        true => Err(Fault::TooLarge { size, limit }),
+        false => Ok(rest),
+    }
+}
+
+/// Reads what comes as an agent's word, or the server's; in words, what it says.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) fn read_as_caller(bytes: &[u8]) -> Vec<String> {
+    let (message, mut said) = (Bytes::copy_from_slice(bytes), Vec::new());
+    if let Some((head, rest)) = unpack::<ToCaller>(message.clone()) {
+        said.push(format!("{head:?} {}", rest.len()));
+    }
+    if let Some((head, _)) = unpack::<Presence>(message.clone()) {
+        said.push(format!("{head:?}"));
+    }
+    if let Ok(advisory) = serde_json::from_slice::<Advisory>(&message) {
+        said.push(format!("{advisory:?}"));
+    }
+    let mut kept = 0;
+    let keep = |part: &[u8]| {
+        kept += 4 + part.len();
+        kept <= 1000
+    };
+    if let Some((head, rest)) = unpack::<AnswerHead>(message.clone())
+        && let Ok(value) = take_apart(head.part_bytes, rest, 100, keep)
+    {
+        assert!(kept <= 1000 && value.len() <= 100 && kept + value.len() <= bytes.len());
+        let (outcome, stuck) = head.ending.into_outcome(value, || "it".into());
+        said.push(format!("{:?} {stuck:?}", outcome.into_result()));
+    }
+    let mut packet = message;
+    while let Some((kind, piece)) = take_piece(&mut packet) {
+        said.push(format!("{kind} {}", piece.len()));
+    }
+    said
+}
+
+/// Reads what comes as a caller's word; in words, what it says.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) fn read_as_agent(bytes: &[u8]) -> Vec<String> {
+    let (message, mut said) = (Bytes::copy_from_slice(bytes), Vec::new());
+    if let Some((head, rest)) = unpack::<TaskHead>(message.clone()) {
+        assert!(rest.len() < bytes.len());
+        let id = head.key.message_id("caller");
+        said.push(format!("{head:?} {id}"));
+    }
+    if let Some((head, _)) = unpack::<ToAgent>(message) {
+        said.push(format!("{head:?}"));
+    }
+    said
 }
 
 #[cfg(test)]

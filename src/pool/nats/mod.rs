@@ -45,6 +45,9 @@ pub use agent::Agent;
 pub use async_nats::ConnectOptions;
 pub use queue::Queue;
 
+#[cfg(any(test, feature = "internals"))]
+pub(crate) use message::{read_as_agent, read_as_caller};
+
 use super::Builder;
 use super::shared::Shared;
 use crate::task::PoolError;

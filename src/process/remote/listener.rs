@@ -278,3 +278,29 @@ impl Greeter {
         Ok(self.waiting.admit(&id, &token, part))
     }
 }
+
+/// Has strangers knock, one after the other, at a listener that expects one worker; how often somebody
+/// was let in.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) fn read_knocks(bytes: &[u8]) -> usize {
+    let ticket = Ticket { id: [1; 32], answer: [2; 32], token: [3; 32] };
+    let waiting = Waiting::default();
+    let ((control, _control), (data, _data)) = (mpsc::channel(1), mpsc::channel(1));
+    let entry =
+        Entry { answer: ticket.answer, token: ticket.token, control: Some(control), data: Some(data) };
+    waiting.lock().insert(ticket.id, entry);
+    let mut admitted = Vec::new();
+    for knock in bytes.chunks(OPENING + size_of::<Secret>()) {
+        let Some((opening, token)) = knock.split_first_chunk::<OPENING>() else { break };
+        let Some((id, part)) = read_opening(opening) else { continue };
+        assert_eq!(opening[..], super::speech::opening(&id, part));
+        assert_eq!(waiting.answer(&id).is_some(), id == ticket.id);
+        let Ok(token) = Secret::try_from(token) else { break };
+        if waiting.admit(&id, &token, part).is_some() {
+            assert!(id == ticket.id && token == ticket.token);
+            admitted.push(part);
+        }
+    }
+    assert!(matches!(admitted[..], [] | [Part::Control] | [Part::Control, Part::Data]));
+    admitted.len()
+}

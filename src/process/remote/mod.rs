@@ -302,3 +302,12 @@ fn not_ready(reason: String) -> PoolError {
 async fn write_to(pipe: &mut pipe::Sender, bytes: &[u8]) -> io::Result<()> {
     pipe.write_all(bytes).await
 }
+
+/// Reads what comes as a steward's word, in pieces of this length; what it was, and how much was read.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) fn read_as_pool(bytes: &[u8], piece: usize) -> Vec<String> {
+    speech::read_in_pieces::<Report>(bytes, piece, speech::MAX_REPORT)
+}
+
+#[cfg(any(test, feature = "internals"))]
+pub(crate) use listener::read_knocks;

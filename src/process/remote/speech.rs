@@ -283,6 +283,42 @@ fn garbled(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// Reads a stream that comes in pieces of this length; in words, what it says.
+#[cfg(any(test, feature = "internals"))]
+pub(in crate::process) fn read_in_pieces<M: DeserializeOwned + Serialize>(
+    bytes: &[u8],
+    piece: usize,
+    limit: usize,
+) -> Vec<String> {
+    let (mut frames, mut said, mut total) = (Frames::new(limit), Vec::new(), 0);
+    for piece in bytes.chunks(piece.max(1)) {
+        frames.add(piece);
+        loop {
+            match frames.next::<M>() {
+                Ok(Some(Frame::Message(read))) => {
+                    let written = message(&read).expect("what was read can be written");
+                    let mut again = Frames::new(usize::MAX);
+                    again.add(&written);
+                    assert!(matches!(again.next::<M>(), Ok(Some(Frame::Message(_)))));
+                    said.push("a message".to_owned());
+                }
+                Ok(Some(Frame::Piece(channel, bytes))) => {
+                    assert!(bytes.len() <= PIECE);
+                    total += bytes.len();
+                    said.push(format!("{} bytes of {channel:?}", bytes.len()));
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    said.push(error.to_string());
+                    return said;
+                }
+            }
+        }
+    }
+    assert!(total <= bytes.len());
+    said
+}
+
 /// A text that is no longer than it may be.
 pub(in crate::process) fn cut(text: impl ToString) -> String {
     let mut text = text.to_string();

@@ -246,3 +246,14 @@ fn die_with(steward: rustix::process::Pid) {
         child::exit_now(1);
     }
 }
+
+/// Reads what comes as what a steward is started with, and what follows it, in pieces of this length; in
+/// words, what it says.
+#[cfg(any(test, feature = "internals"))]
+pub(crate) fn read_as_steward(bytes: &[u8], piece: usize) -> Vec<String> {
+    let mut input = bytes;
+    if let Err(error) = read_preamble(&mut input) {
+        return vec![error.to_string()];
+    }
+    crate::process::remote::speech::read_in_pieces::<Command>(input, piece, usize::MAX)
+}

@@ -1,7 +1,7 @@
 //! What agents and the server tell.
 
 use super::super::message::{
-    Advisory, AnswerHead, Key, News, Place, Presence, ToAgent, ToCaller, WorkerNote, pack, unpack,
+    Advisory, AnswerHead, Key, News, Place, Presence, ToAgent, ToCaller, WorkerNote, pack, take_apart, unpack,
 };
 use super::super::queue::Link;
 use super::{Core, Errand, Known, State, Taken};
@@ -183,26 +183,18 @@ impl Core {
     }
 
     /// What an answer comes to. It is the agent's word: all of it is checked.
-    fn outcome(&self, cell: &Cell, head: AnswerHead, mut rest: Bytes) -> Outcome {
+    fn outcome(&self, cell: &Cell, head: AnswerHead, rest: Bytes) -> Outcome {
         let AnswerHead { ending, part_bytes, progress, .. } = head;
         let is_news = progress.is_some() && progress != cell.latest_progress();
         progress
             .filter(|progress| is_news && is_bounded(progress))
             .into_iter()
             .for_each(|news| cell.tell(news));
-        match usize::try_from(part_bytes) {
-            Ok(end) if end <= rest.len() => {
-                if !take_parts(cell, rest.split_to(end)) {
-                    return malformed();
-                }
-            }
-            _ => return malformed(),
-        }
-        let (size, limit) = (rest.len() as u64, self.max_message);
-        if size > limit {
-            return Outcome::Fault(Box::new(Fault::TooLarge { size, limit }));
-        }
-        let (outcome, stuck) = ending.into_outcome(rest, || cell.description());
+        let value = match take_apart(part_bytes, rest, self.max_message, |part| cell.add_part(part)) {
+            Ok(value) => value,
+            Err(fault) => return Outcome::Fault(Box::new(fault)),
+        };
+        let (outcome, stuck) = ending.into_outcome(value, || cell.description());
         if let Some(stuck) = stuck {
             cell.set_timeout_report(stuck);
         }
@@ -264,17 +256,6 @@ fn malformed() -> Outcome {
 
 fn is_bounded(progress: &Progress) -> bool {
     progress.message().len() <= Progress::MAX_MESSAGE
-}
-
-/// Takes in the results of a chunk's items: each its length and its bytes.
-fn take_parts(cell: &Cell, mut parts: Bytes) -> bool {
-    while let Some(length) = parts.first_chunk::<4>() {
-        let end = 4 + u32::from_le_bytes(*length) as usize;
-        if end > parts.len() || !cell.add_part(&parts.split_to(end)[4..]) {
-            return false;
-        }
-    }
-    parts.is_empty()
 }
 
 impl State {
