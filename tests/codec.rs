@@ -6,7 +6,7 @@
 #[macro_use]
 mod common;
 
-use common::a_worker;
+use common::{Open, a_worker};
 use procession::{
     Builder,
     CodecStage::{self, DecodeArguments, DecodeResult, EncodeArguments, EncodeResult},
@@ -63,7 +63,7 @@ fn expect_codec<T: std::fmt::Debug>(
 }
 
 async fn arguments_that_do_not_encode(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let outcome = pool.submit(|_: Unencodable, _: u8| (), (Unencodable, 1)).await;
     expect_codec(outcome, EncodeArguments, "Unencodable", "will not be written");
     a_worker(&pool).await;
@@ -71,7 +71,7 @@ async fn arguments_that_do_not_encode(builder: Builder) {
 }
 
 async fn arguments_that_do_not_decode(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let pid = a_worker(&pool).await;
     let outcome = pool.submit(|_: Undecodable| (), Undecodable).await;
     expect_codec(outcome, DecodeArguments, "Undecodable", "will not be read");
@@ -80,7 +80,7 @@ async fn arguments_that_do_not_decode(builder: Builder) {
 }
 
 async fn a_result_that_does_not_encode(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let pid = a_worker(&pool).await;
     let outcome = pool.submit(|| Unencodable, ()).await;
     expect_codec(outcome, EncodeResult, "Unencodable", "will not be written");
@@ -89,7 +89,7 @@ async fn a_result_that_does_not_encode(builder: Builder) {
 }
 
 async fn a_result_that_does_not_decode(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let pid = a_worker(&pool).await;
     let outcome = pool.submit(|| Undecodable, ()).await;
     expect_codec(outcome, DecodeResult, "Undecodable", "will not be read");
@@ -105,7 +105,7 @@ async fn a_panic_while_decoding_arguments_is_an_error_of_this_task(builder: Buil
             panic!("bomb")
         }
     }
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let pid = a_worker(&pool).await;
     let outcome = pool.submit(|_: Bomb| (), Bomb).await;
     assert_matches!(outcome, Err(TaskError::Panicked(_) | TaskError::Codec(_)));
@@ -117,7 +117,7 @@ const MIB: usize = 1 << 20;
 const LIMIT: u64 = 1 << 20;
 
 async fn too_large_arguments_are_refused(builder: Builder) {
-    let pool = builder.workers(1).max_message_size(1 << 20).build().unwrap();
+    let pool = builder.workers(1).max_message_size(1 << 20).open().unwrap();
     let pid = a_worker(&pool).await;
     let outcome = pool.submit(|v: Vec<u8>| v.len(), vec![1; 2 * MIB]).await;
     assert_matches!(outcome, Err(TaskError::TooLarge { size, limit: LIMIT }) if size >= 2 * LIMIT);
@@ -126,7 +126,7 @@ async fn too_large_arguments_are_refused(builder: Builder) {
 }
 
 async fn a_too_large_result_is_refused(builder: Builder) {
-    let pool = builder.workers(1).max_message_size(1 << 20).build().unwrap();
+    let pool = builder.workers(1).max_message_size(1 << 20).open().unwrap();
     let pid = a_worker(&pool).await;
     let outcome = pool.submit(|n: usize| vec![1u8; n], 2 * MIB).await;
     assert_matches!(outcome, Err(TaskError::TooLarge { size, limit: LIMIT }) if size >= 2 * LIMIT);
@@ -135,7 +135,7 @@ async fn a_too_large_result_is_refused(builder: Builder) {
 }
 
 async fn a_message_of_about_the_limit_passes(builder: Builder) {
-    let pool = builder.max_message_size(1 << 20).build().unwrap();
+    let pool = builder.max_message_size(1 << 20).open().unwrap();
     let bytes = vec![1; MIB - 4096];
     assert_eq!(pool.submit(|v: Vec<u8>| v, bytes.clone()).await.unwrap(), bytes);
     pool.shutdown().await;

@@ -9,7 +9,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::{Given, Ledger, Meeting, a_worker, attend, died, gone, note, parent_of};
+use common::{Given, Ledger, Meeting, Open, a_worker, attend, died, gone, note, parent_of};
 use procession::{Builder, ProcessPool, StartMethod, TaskError};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -42,7 +42,7 @@ async fn one_death_touches_no_other_task(builder: Builder) {
         }
         n
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let handles: Vec<_> = (0..50).map(|n| pool.submit(task, n)).collect();
     for (n, outcome) in (0..).zip(futures::future::join_all(handles).await) {
         if n == 25 {
@@ -56,7 +56,7 @@ async fn one_death_touches_no_other_task(builder: Builder) {
 }
 
 async fn tasks_with_large_arguments_that_all_abort_hold_nothing_up(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let abort = |_: Vec<u8>| -> u8 { std::process::abort() };
     let handles: Vec<_> = (0..10).map(|_| pool.submit(abort, vec![1; 4 * MIB])).collect();
     let behind = pool.submit(|v: Vec<u8>| v.len(), vec![1; 4 * MIB]);
@@ -68,7 +68,7 @@ async fn tasks_with_large_arguments_that_all_abort_hold_nothing_up(builder: Buil
 }
 
 async fn a_thousand_crashes_leak_nothing(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     pool.warm_up().await.unwrap();
     let (open, below) = (common::descriptors().len(), count_processes());
     for _ in 0..10 {
@@ -103,7 +103,7 @@ async fn a_daughter_process_that_holds_the_pipes_holds_nothing_up(builder: Build
         }
         std::process::exit(7)
     }
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let ledger = Ledger::new();
     let exit = died(pool.submit(fork_and_exit, ledger.place()).await);
     assert_eq!(exit.code(), Some(7));
@@ -124,7 +124,7 @@ async fn a_task_runs_at_most_once_whatever_dies_around_it(builder: Builder) {
         }
         n
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let ledger = Ledger::new();
     let numbers = 1000..1210;
     let handles: Vec<_> = numbers.clone().map(|n| pool.submit(task, (ledger.place(), n))).collect();
@@ -146,7 +146,7 @@ async fn a_result_written_before_a_death_is_kept(builder: Builder) {
         });
         millis
     }
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     for _ in 0..20 {
         let kept = pool.submit(|v: Vec<u8>| v, vec![7; 1000]);
         let dies = pool.submit(|| -> u8 { std::process::abort() }, ());
@@ -161,7 +161,7 @@ async fn a_result_written_before_a_death_is_kept(builder: Builder) {
 }
 
 async fn a_worker_killed_from_outside_is_replaced(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let meeting = Meeting::new();
     let task = pool.submit(|place: String| attend(&place, "one"), meeting.place());
     let guest = meeting.next().await;
@@ -173,7 +173,7 @@ async fn a_worker_killed_from_outside_is_replaced(builder: Builder) {
 }
 
 async fn a_worker_killed_while_idle_costs_no_task(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     for _ in 0..20 {
         let pid = a_worker(&pool).await;
         kill(pid, libc::SIGKILL);
@@ -184,7 +184,7 @@ async fn a_worker_killed_while_idle_costs_no_task(builder: Builder) {
 }
 
 async fn a_stopped_worker_times_out(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let meeting = Meeting::new();
     let attends = |place: String| attend(&place, "stopped");
     let task = pool.task(attends, meeting.place()).timeout(Duration::from_millis(200)).submit();
@@ -197,7 +197,7 @@ async fn a_stopped_worker_times_out(builder: Builder) {
 }
 
 async fn a_stopped_worker_is_cancelled(builder: Builder) {
-    let pool = builder.workers(1).cancel_grace(Duration::from_millis(20)).build().unwrap();
+    let pool = builder.workers(1).cancel_grace(Duration::from_millis(20)).open().unwrap();
     let meeting = Meeting::new();
     let task = pool.submit(|place: String| attend(&place, "stopped"), meeting.place());
     let guest = meeting.next().await;
@@ -254,7 +254,7 @@ async fn every_task_of_any_mixture_has_its_own_outcome(method: StartMethod) {
     let mut runner = proptest::test_runner::TestRunner::default();
     for _ in 0..5 {
         let deeds = prop::collection::vec(a_deed(), 100).new_tree(&mut runner).unwrap().current();
-        let (pool, ledger) = (Builder::given(method).build().unwrap(), Ledger::new());
+        let (pool, ledger) = (Builder::given(method).open().unwrap(), Ledger::new());
         let submit = |(index, &deed)| pool.submit(carry_out, (ledger.place(), index, deed));
         let handles: Vec<_> = deeds.iter().enumerate().map(submit).collect();
         for (&deed, outcome) in deeds.iter().zip(futures::future::join_all(handles).await) {
@@ -279,7 +279,7 @@ mod a_killed_fork_server {
     }
 
     fn pool() -> ProcessPool {
-        Builder::given(StartMethod::ForkServer).build().unwrap()
+        Builder::given(StartMethod::ForkServer).open().unwrap()
     }
 
     #[test]

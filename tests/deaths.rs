@@ -10,7 +10,7 @@ mod common;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use common::{Meeting, a_worker, attend, died};
+use common::{Meeting, Open, a_worker, attend, died};
 use procession::{Builder, ExitCause, ProcessPool, TaskError, WorkerExit};
 
 both! {
@@ -47,7 +47,7 @@ macro_rules! death {
 }
 
 fn one_worker(builder: Builder) -> ProcessPool {
-    builder.workers(1).build().unwrap()
+    builder.workers(1).open().unwrap()
 }
 
 fn expect_signal(exit: &WorkerExit, signal: i32) {

@@ -12,7 +12,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
-use common::{Given, a_worker, died, helper, helping};
+use common::{Given, Open, a_worker, died, helper, helping};
 use procession::{Builder, ExitCause, PoolError, ProcessPool, Sandbox, StartMethod, TaskError};
 
 both! {
@@ -67,7 +67,7 @@ async fn a_worker_has_the_limits_that_were_asked_for(builder: Builder) {
         .worker_core_dumps(false)
         .worker_nice(3)
         .worker_no_new_privs(true);
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let [limits, status, stat] = look(&pool).await;
     assert!(both_are(&limits, "Max data size", 1 << 30), "{limits}");
     assert_eq!(limit(&limits, "Max cpu time"), ("1000".to_owned(), "1001".to_owned()));
@@ -80,7 +80,7 @@ async fn a_worker_has_the_limits_that_were_asked_for(builder: Builder) {
 }
 
 async fn a_worker_has_the_programs_own_limits_otherwise(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let [limits, status, stat] = look(&pool).await;
     assert_eq!(limits, read_own("limits"));
     let privileges =
@@ -100,7 +100,7 @@ async fn descriptors_run_out_and_the_worker_goes_on(builder: Builder) {
             }
         }
     }
-    let pool = builder.workers(1).worker_open_files_limit(24).build().unwrap();
+    let pool = builder.workers(1).worker_open_files_limit(24).open().unwrap();
     let pid = a_worker(&pool).await;
     let (count, errno) = pool.submit(open_all, ()).await.unwrap();
     assert!((12..24).contains(&count), "{count}");
@@ -110,14 +110,14 @@ async fn descriptors_run_out_and_the_worker_goes_on(builder: Builder) {
 }
 
 async fn who_has_few_descriptors_can_still_do_async_tasks(builder: Builder) {
-    let pool = builder.worker_open_files_limit(16).max_worker_rss(1 << 40).build().unwrap();
+    let pool = builder.worker_open_files_limit(16).max_worker_rss(1 << 40).open().unwrap();
     let nap = async || tokio::time::sleep(Duration::from_millis(1)).await;
     pool.submit(nap, ()).await.unwrap();
     pool.shutdown().await;
 }
 
 async fn who_has_little_memory_can_still_take_large_values(builder: Builder) {
-    let pool = builder.workers(1).worker_memory_limit(256 * MIB).build().unwrap();
+    let pool = builder.workers(1).worker_memory_limit(256 * MIB).open().unwrap();
     let pid = a_worker(&pool).await;
     for mib in [1, 40] {
         let value = vec![7u8; mib << 20];
@@ -144,7 +144,7 @@ fn spin_on() {
 }
 
 async fn a_spinner_runs_out_of_processor_time(builder: Builder) {
-    let pool = builder.worker_cpu_limit(Duration::from_millis(500)).build().unwrap(); // rounded up
+    let pool = builder.worker_cpu_limit(Duration::from_millis(500)).open().unwrap(); // rounded up
     let exit = died(pool.submit(spin, ()).await);
     assert_matches!(exit.cause(), ExitCause::CpuTime);
     assert_eq!(exit.signal(), Some(libc::SIGXCPU));
@@ -159,7 +159,7 @@ async fn a_spinner_runs_out_of_processor_time(builder: Builder) {
 fn a_spinner_that_will_not_hear_of_it_is_killed() {
     common::run(async {
         let builder = Builder::given(StartMethod::ForkServer).worker_cpu_limit(Duration::from_secs(1));
-        let pool = builder.build().unwrap();
+        let pool = builder.open().unwrap();
         let exit = died(pool.submit(spin_on, ()).await);
         assert_matches!(exit.cause(), ExitCause::CpuTime);
         assert_eq!(exit.signal(), Some(libc::SIGKILL), "it outlived the first signal");
@@ -184,7 +184,7 @@ fn burn(time: Duration) -> u32 {
 }
 
 async fn nobody_is_ended_for_the_processor_time_of_others(builder: Builder) {
-    let pool = builder.workers(1).worker_cpu_limit(Duration::from_secs(1)).build().unwrap();
+    let pool = builder.workers(1).worker_cpu_limit(Duration::from_secs(1)).open().unwrap();
     let mut pids = Vec::new();
     for _ in 0..4 {
         pids.push(pool.submit(burn, Duration::from_millis(200)).await.unwrap());
@@ -222,7 +222,7 @@ async fn nonsense_is_refused_with_the_name_of_the_setting(method: StartMethod) {
         .worker_cpu_limit(Duration::MAX)
         .worker_open_files_limit(u64::MAX)
         .worker_nice(39);
-    let pool = sense.build().unwrap();
+    let pool = sense.open().unwrap();
     a_worker(&pool).await;
     pool.shutdown().await;
 }
@@ -233,7 +233,7 @@ const BOUND: Duration = Duration::from_secs(20);
 /// Has the pool say, by each way there is, why workers cannot be given their limits.
 async fn not_confined(builder: Builder) -> String {
     let start = Instant::now();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let told = match pool.warm_up().await {
         Err(PoolError::NotConfined { reason }) => reason,
         other => panic!("{other:?}"),
@@ -274,7 +274,7 @@ async fn a_sandbox_with_a_missing_path_is_told(method: StartMethod) {
     let told = refused(Sandbox::new().read(there.path().join("not")));
     assert!(told.contains("not"), "{told}");
     // It may also go missing later.
-    let pool = given().sandbox(Sandbox::new().read(there.path())).build().unwrap();
+    let pool = given().sandbox(Sandbox::new().read(there.path())).open().unwrap();
     let path = there.path().display().to_string();
     drop(there);
     match pool.warm_up().await {
@@ -355,7 +355,7 @@ fn allows_core_dumps() {
         return;
     }
     common::multi_thread().block_on(async {
-        let pool = Builder::given(method).worker_core_dumps(true).build().unwrap();
+        let pool = Builder::given(method).worker_core_dumps(true).open().unwrap();
         let [limits, ..] = look(&pool).await;
         assert!(both_are(&limits, "Max core file size", 4096), "{limits}");
         pool.shutdown().await;

@@ -10,8 +10,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use common::{
-    Given, Guest, Ledger, Meeting, a_worker, attend, died, eventually, gone, is_elsewhere, note, parent_of,
-    shown,
+    Given, Guest, Ledger, Meeting, Open, a_worker, attend, died, eventually, gone, is_elsewhere, note,
+    parent_of, shown,
 };
 use procession::{Builder, PoolStats, ProcessPool, StartMethod, TaskError, WorkerState};
 
@@ -55,7 +55,7 @@ async fn start(pool: &ProcessPool, n: usize) -> Vec<u32> {
 }
 
 async fn a_new_pool_starts_no_worker(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     assert_eq!((pool.stats().workers(), pool.stats().workers_started()), (0, 0));
     assert!(pool.workers().is_empty());
     a_worker(&pool).await;
@@ -64,7 +64,7 @@ async fn a_new_pool_starts_no_worker(builder: Builder) {
 }
 
 async fn a_worker_is_used_again(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let pid = a_worker(&pool).await;
     for _ in 0..50 {
         assert_eq!(a_worker(&pool).await, pid);
@@ -74,7 +74,7 @@ async fn a_worker_is_used_again(builder: Builder) {
 }
 
 async fn a_second_worker_starts_only_when_none_is_idle(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let first = occupy(&pool, &meeting, 1).await;
     assert_eq!(pool.stats().workers_started(), 1);
@@ -86,7 +86,7 @@ async fn a_second_worker_starts_only_when_none_is_idle(builder: Builder) {
 }
 
 async fn no_more_workers_start_than_allowed(builder: Builder) {
-    let pool = builder.workers(2).build().unwrap();
+    let pool = builder.workers(2).open().unwrap();
     let meeting = Meeting::new();
     let pids: BTreeSet<u32> = {
         let first = occupy(&pool, &meeting, 2).await;
@@ -105,7 +105,7 @@ async fn no_more_workers_start_than_allowed(builder: Builder) {
 
 async fn idle_workers_retire_down_to_the_minimum(builder: Builder) {
     let idle = Duration::from_millis(50);
-    let pool = builder.workers(3).min_workers(1).idle_timeout(idle).build().unwrap();
+    let pool = builder.workers(3).min_workers(1).idle_timeout(idle).open().unwrap();
     let pids = start(&pool, 3).await;
     eventually("two have retired", || pool.stats().workers() == 1).await;
     tokio::time::sleep(idle * 6).await; // time enough for the last one to go, if it did
@@ -116,7 +116,7 @@ async fn idle_workers_retire_down_to_the_minimum(builder: Builder) {
 }
 
 async fn without_a_minimum_every_idle_worker_retires(builder: Builder) {
-    let pool = builder.idle_timeout(Duration::from_millis(50)).build().unwrap();
+    let pool = builder.idle_timeout(Duration::from_millis(50)).open().unwrap();
     let pids = start(&pool, 2).await;
     for &pid in &pids {
         gone(pid).await;
@@ -127,7 +127,7 @@ async fn without_a_minimum_every_idle_worker_retires(builder: Builder) {
 }
 
 async fn a_worker_retires_after_its_number_of_tasks(builder: Builder) {
-    let pool = builder.workers(1).max_tasks_per_worker(5).build().unwrap();
+    let pool = builder.workers(1).max_tasks_per_worker(5).open().unwrap();
     let mut pids = Vec::new();
     for _ in 0..30 {
         pids.push(a_worker(&pool).await);
@@ -143,7 +143,7 @@ async fn a_worker_retires_after_its_number_of_tasks(builder: Builder) {
 }
 
 async fn a_recycled_worker_loses_no_queued_task(builder: Builder) {
-    let pool = builder.max_tasks_per_worker(3).build().unwrap();
+    let pool = builder.max_tasks_per_worker(3).open().unwrap();
     let ledger = Ledger::new();
     let submit = |n: u32| pool.submit(|place: String, n: u32| note(&place, n), (ledger.place(), n));
     let handles: Vec<_> = (100..160).map(submit).collect();
@@ -158,7 +158,7 @@ async fn a_worker_that_grew_too_large_is_replaced(builder: Builder) {
         black_box(vec![1u8; 600 << 20].leak());
         std::process::id()
     }
-    let pool = builder.workers(1).max_worker_rss(300 << 20).build().unwrap();
+    let pool = builder.workers(1).max_worker_rss(300 << 20).open().unwrap();
     let pid = a_worker(&pool).await;
     assert_eq!(a_worker(&pool).await, pid);
     assert_eq!(pool.submit(grow, ()).await.unwrap(), pid);
@@ -170,7 +170,7 @@ async fn a_worker_that_grew_too_large_is_replaced(builder: Builder) {
 }
 
 async fn warm_up_starts_every_worker(builder: Builder) {
-    let pool = builder.workers(3).build().unwrap();
+    let pool = builder.workers(3).open().unwrap();
     pool.warm_up().await.unwrap();
     let stats = pool.stats();
     assert_eq!((stats.workers(), stats.idle_workers(), stats.starting_workers()), (3, 3, 0));
@@ -189,7 +189,7 @@ async fn an_initializer_runs_once_in_each_worker_before_its_first_task(builder: 
         READY.set(word).map_err(|_| anyhow::anyhow!("a second time"))
     }
     let ledger = Ledger::new();
-    let pool = builder.initializer(initialize, (ledger.place(), "ready".to_owned())).build().unwrap();
+    let pool = builder.initializer(initialize, (ledger.place(), "ready".to_owned())).open().unwrap();
     let mut pids = start(&pool, 2).await;
     for _ in 0..10 {
         assert_eq!(pool.submit(|| READY.get().cloned(), ()).await.unwrap().unwrap(), "ready");
@@ -204,7 +204,7 @@ async fn an_initializer_runs_once_in_each_worker_before_its_first_task(builder: 
 }
 
 async fn statistics_count_every_outcome(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     for _ in 0..3 {
         a_worker(&pool).await;
     }
@@ -230,7 +230,7 @@ async fn statistics_count_every_outcome(builder: Builder) {
 
 async fn statistics_tell_how_long_tasks_waited_and_ran(builder: Builder) {
     const LONG: Duration = Duration::from_millis(60);
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     assert_eq!((pool.stats().run_time().count(), pool.stats().run_time().p99()), (0, Duration::ZERO));
     a_worker(&pool).await;
     let long = pool.submit(std::thread::sleep, LONG);
@@ -256,7 +256,7 @@ async fn statistics_tell_how_long_tasks_waited_and_ran(builder: Builder) {
 }
 
 async fn statistics_are_one_consistent_snapshot(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let busy = pool.clone();
     let work = tokio::spawn(async move {
         let handles: Vec<_> = (0..2000u32).map(|n| busy.submit(|n: u32| n, n)).collect();
@@ -276,7 +276,7 @@ async fn statistics_are_one_consistent_snapshot(builder: Builder) {
 }
 
 async fn workers_are_shown_at_work(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let before = Instant::now();
     let task = pool.submit(|place: String| attend(&place, "one"), meeting.place());
@@ -299,7 +299,7 @@ async fn workers_are_shown_at_work(builder: Builder) {
 }
 
 async fn workers_are_shown_with_what_they_did(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     for _ in 0..5 {
         a_worker(&pool).await;
     }
@@ -314,7 +314,7 @@ async fn workers_are_shown_with_what_they_did(builder: Builder) {
 
 async fn a_pool_is_a_cheap_handle(builder: Builder) {
     fn is_handle<T: Clone + Send + Sync + 'static>(_: &T) {}
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     is_handle(&pool);
     let other = pool.clone();
     assert_eq!(a_worker(&pool).await, a_worker(&other).await);
@@ -325,7 +325,7 @@ async fn a_pool_is_a_cheap_handle(builder: Builder) {
 
 async fn the_start_method_decides_whose_children_workers_are(method: StartMethod) {
     here_only!("each worker is the child of a steward of its own");
-    let pool = Builder::given(method).build().unwrap();
+    let pool = Builder::given(method).open().unwrap();
     let parents = start(&pool, 2).await.into_iter().map(parent_of);
     let parents: BTreeSet<u32> = parents.map(Option::unwrap).collect();
     let ourselves = std::process::id();

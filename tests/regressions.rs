@@ -5,7 +5,7 @@
 #[macro_use]
 mod common;
 
-use common::{a_worker, alone, current_thread, died, multi_thread, parent_of, run};
+use common::{Open, a_worker, alone, current_thread, died, multi_thread, parent_of, run};
 use futures::StreamExt;
 use procession::{Builder, ProcessPool, TaskError};
 use std::time::Duration;
@@ -24,7 +24,7 @@ both! {
 
 fn a_frame_is_not_read_before_its_large_arguments_are_there(builder: Builder) {
     let runtime = multi_thread();
-    let pool = builder.workers(1).runtime(runtime.handle().clone()).build().unwrap();
+    let pool = builder.workers(1).runtime(runtime.handle().clone()).open().unwrap();
     std::thread::scope(|scope| {
         for seed in 0..6u8 {
             let pool = &pool;
@@ -42,7 +42,7 @@ fn a_frame_is_not_read_before_its_large_arguments_are_there(builder: Builder) {
 }
 
 async fn a_reply_too_large_for_the_ring_does_not_keep_its_listener_from_the_pipe(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let mut results = pool.map(|n: u64| vec![n as u8; 40_000], 0..1000u64).chunk_size(20);
     let mut count = 0u64;
     while let Some(result) = results.next().await {
@@ -54,7 +54,7 @@ async fn a_reply_too_large_for_the_ring_does_not_keep_its_listener_from_the_pipe
 }
 
 async fn replies_of_every_size_come_back_whole_and_in_order(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let sizes = [0, 1, 31 << 10, 33 << 10, 100, 3 << 20, 17, 40 << 20, 0, 64 << 10, 12 << 20, 5];
     for round in 0..3u8 {
         let handles: Vec<_> = (0..60u8)
@@ -72,7 +72,7 @@ async fn replies_of_every_size_come_back_whole_and_in_order(builder: Builder) {
 }
 
 async fn however_much_a_worker_had_said_before_it_died_is_heard(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let item = |n: u32| if n == 4999 { std::process::abort() } else { n };
     for _ in 0..10 {
         let mut results = pool.map(item, 4999 - 2500..5002u32).chunk_size(5000).window(5000);
@@ -87,7 +87,7 @@ async fn however_much_a_worker_had_said_before_it_died_is_heard(builder: Builder
 }
 
 async fn large_arguments_that_take_their_time_through_the_pipe_are_not_taken_back(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     for size in [40usize << 20, 100 << 20] {
         let len = pool.submit(|v: Vec<u8>| v.len(), vec![7u8; size]).await.unwrap();
         assert_eq!(len, size);
@@ -98,7 +98,7 @@ async fn large_arguments_that_take_their_time_through_the_pipe_are_not_taken_bac
 
 fn a_task_that_was_done_in_time_is_not_timed_out_by_a_runtime_that_was_held_up(builder: Builder) {
     current_thread().block_on(async {
-        let pool = builder.workers(1).build().unwrap();
+        let pool = builder.workers(1).open().unwrap();
         let pid = a_worker(&pool).await;
         for _ in 0..5 {
             let task = pool.task(std::process::id, ()).timeout(Duration::from_millis(50)).submit();
@@ -114,7 +114,7 @@ fn items_that_were_done_are_not_run_again_by_a_runtime_that_was_held_up(builder:
     let ledger = common::Ledger::new();
     let place = ledger.place();
     current_thread().block_on(async {
-        let pool = builder.workers(1).build().unwrap();
+        let pool = builder.workers(1).open().unwrap();
         a_worker(&pool).await;
         let item = |(place, n): (String, u32)| {
             common::note(&place, n);
@@ -139,7 +139,7 @@ fn items_that_were_done_are_not_run_again_by_a_runtime_that_was_held_up(builder:
 
 fn a_runtime_dropped_before_it_ran_resolves_the_handles(builder: Builder) {
     let runtime = current_thread();
-    let pool = builder.runtime(runtime.handle().clone()).build().unwrap();
+    let pool = builder.runtime(runtime.handle().clone()).open().unwrap();
     let handle = pool.submit(|n: u32| n, 1);
     drop(runtime);
     assert_matches!(futures::executor::block_on(handle), Err(TaskError::ShutDown));
@@ -147,7 +147,7 @@ fn a_runtime_dropped_before_it_ran_resolves_the_handles(builder: Builder) {
 }
 
 async fn tasks_behind_a_cancelled_one_run_elsewhere(builder: Builder) {
-    let pool = builder.cancel_grace(Duration::from_secs(3600)).build().unwrap();
+    let pool = builder.cancel_grace(Duration::from_secs(3600)).open().unwrap();
     pool.warm_up().await.unwrap();
     for n in 0..2000u32 {
         pool.submit(|n: u32| n, n).await.unwrap();
@@ -174,7 +174,7 @@ fn stopped_fork_server(pid: u32) {
 #[test]
 fn a_death_under_a_stopped_fork_server_is_told_and_the_pool_goes_on() {
     run(async {
-        let pool = ProcessPool::builder().workers(1).build().unwrap();
+        let pool = ProcessPool::builder().workers(1).open().unwrap();
         stopped_fork_server(a_worker(&pool).await);
         died(pool.submit(|| -> u64 { std::process::abort() }, ()).await);
         assert_eq!(pool.submit(|n: u64| n, 7).await.unwrap(), 7);
@@ -185,7 +185,7 @@ fn a_death_under_a_stopped_fork_server_is_told_and_the_pool_goes_on() {
 #[test]
 fn shutting_down_under_a_stopped_fork_server_ends() {
     run(async {
-        let pool = ProcessPool::builder().workers(1).build().unwrap();
+        let pool = ProcessPool::builder().workers(1).open().unwrap();
         stopped_fork_server(a_worker(&pool).await);
         pool.shutdown_now().await;
     });
@@ -194,7 +194,7 @@ fn shutting_down_under_a_stopped_fork_server_ends() {
 #[test]
 fn the_death_of_a_fork_server_with_many_idle_workers_does_not_break_the_pool() {
     run(async {
-        let pool = ProcessPool::builder().workers(6).build().unwrap();
+        let pool = ProcessPool::builder().workers(6).open().unwrap();
         pool.warm_up().await.unwrap();
         let server = parent_of(a_worker(&pool).await).unwrap();
         // SAFETY: as above.
@@ -211,7 +211,7 @@ fn the_death_of_a_fork_server_with_many_idle_workers_does_not_break_the_pool() {
 fn a_dropped_runtime_that_never_ran_leaves_nothing() {
     alone(|| {
         let runtime = current_thread();
-        let pool = ProcessPool::builder().min_workers(1).runtime(runtime.handle().clone()).build().unwrap();
+        let pool = ProcessPool::builder().min_workers(1).runtime(runtime.handle().clone()).open().unwrap();
         drop(runtime);
         drop(pool);
     });

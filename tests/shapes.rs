@@ -8,7 +8,7 @@ mod common;
 use std::ops::Add;
 use std::time::Duration;
 
-use common::{Meeting, attend_async, panicked};
+use common::{Meeting, Open, attend_async, panicked};
 use procession::{Builder, ProcessPool};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ macro_rules! gives {
 }
 
 async fn a_task_runs_in_another_process(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let pid = pool.submit(std::process::id, ()).await.unwrap();
     assert_ne!(pid, std::process::id());
     assert!(!procession::worker::is_worker());
@@ -81,7 +81,7 @@ fn eight(a: u8, b: u16, c: char, d: bool, e: String, f: f32, g: Option<u8>, h: (
 }
 
 async fn functions_of_zero_to_eight_arguments(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, nought, (), Vec::<u8>::new());
     gives!(pool, one, 1, vec![1]);
     gives!(pool, two, (1, 2), vec![1, 2]);
@@ -99,7 +99,7 @@ async fn a_single_argument_may_stand_alone_or_in_a_tuple(builder: Builder) {
     fn count_letters(word: String) -> usize {
         word.len()
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, count_letters, "hello".to_string(), 5);
     gives!(pool, count_letters, ("hello".to_string(),), 5);
     pool.shutdown().await;
@@ -112,7 +112,7 @@ async fn a_tuple_may_be_the_single_argument(builder: Builder) {
     fn unit(_: ()) -> u8 {
         1
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, difference, (44, 2), 42);
     gives!(pool, difference, ((44, 2),), 42);
     gives!(pool, |(a, b): (u8, u8)| a - b, (3, 2), 1);
@@ -122,7 +122,7 @@ async fn a_tuple_may_be_the_single_argument(builder: Builder) {
 }
 
 async fn closures_with_annotated_parameters(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, || 1u8, (), 1);
     gives!(pool, |x: u64| x + 1, 1, 2);
     gives!(pool, |x: u64, y: u64| x * y, (6, 7), 42);
@@ -133,7 +133,7 @@ async fn closures_with_annotated_parameters(builder: Builder) {
 }
 
 async fn closures_without_annotations(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, |x| x + 1, 1u64, 2);
     gives!(pool, |x, y| x * y, (6u64, 7u64), 42);
     gives!(pool, |word| word.len(), "hello".to_string(), 5);
@@ -142,7 +142,7 @@ async fn closures_without_annotations(builder: Builder) {
 }
 
 async fn functions_that_return_nothing(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, || (), (), ());
     gives!(pool, |_: u8| {}, 1, ());
     gives!(pool, drop::<String>, "x".to_owned(), ());
@@ -150,7 +150,7 @@ async fn functions_that_return_nothing(builder: Builder) {
 }
 
 async fn functions_of_the_standard_library(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, u64::pow, (2, 10), 1024);
     gives!(pool, i64::abs, -3, 3);
     gives!(pool, String::into_bytes, "ab".to_owned(), b"ab".to_vec());
@@ -168,7 +168,7 @@ async fn functions_with_equal_bodies_are_told_apart_by_type(builder: Builder) {
     fn the_same_again(x: i32) -> i32 {
         x
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, as_signed, -1, -1);
     gives!(pool, as_unsigned, u32::MAX, u32::MAX);
     gives!(pool, the_same_again, i32::MIN, i32::MIN);
@@ -180,7 +180,7 @@ fn sum<T: Add<Output = T>>(a: T, b: T) -> T {
 }
 
 async fn generic_functions(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, sum::<u8>, (1, 2), 3);
     gives!(pool, sum::<i64>, (-1, -2), -3);
     gives!(pool, sum::<f32>, (0.5, 0.25), 0.75);
@@ -194,7 +194,7 @@ async fn a_pool_in_a_generic_function(builder: Builder) {
     {
         pool.submit(|value: T| value, value).await.unwrap()
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     assert_eq!(through(&pool, 7u8).await, 7);
     assert_eq!(through(&pool, "seven".to_owned()).await, "seven");
     pool.shutdown().await;
@@ -209,7 +209,7 @@ async fn async_functions(builder: Builder) {
         Ok(a + b)
     }
     async fn nothing() {}
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, greet, "you".to_owned(), "hello you");
     gives!(pool, add, (1, 2), 3);
     gives!(pool, nothing, (), ());
@@ -217,7 +217,7 @@ async fn async_functions(builder: Builder) {
 }
 
 async fn async_closures(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, async || 1u8, (), 1);
     gives!(pool, async |x: u8| x + 1, 1, 2);
     gives!(pool, async |x: u8, y: u8| x + y, (1, 2), 3);
@@ -226,7 +226,7 @@ async fn async_closures(builder: Builder) {
 }
 
 async fn closures_that_return_async_blocks(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, || async { 1u8 }, (), 1);
     gives!(pool, |x: u8| async move { x + 1 }, 1, 2);
     gives!(pool, |x: u8, y: u8| async move { x + y }, (1, 2), 3);
@@ -240,7 +240,7 @@ async fn async_tasks_have_timers_and_io(builder: Builder) {
         attend_async(&place, "async").await;
         start.elapsed() >= Duration::from_millis(20)
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let task = pool.submit(wait_and_meet, meeting.place());
     drop(meeting.next().await);
@@ -252,7 +252,7 @@ async fn anyhow_results_are_flattened(builder: Builder) {
     fn parse(text: String) -> anyhow::Result<i32> {
         Ok(text.parse()?)
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, parse, "-5".to_owned(), -5);
     gives!(pool, |x: u8| -> anyhow::Result<u8> { Ok(x) }, 1, 1);
     gives!(pool, || anyhow::Ok(()), (), ());
@@ -269,7 +269,7 @@ async fn results_of_their_own_come_back_whole(builder: Builder) {
     async fn half_later(x: u32) -> Result<u32, Odd> {
         half(x)
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, half, 4, Ok(2));
     gives!(pool, half, 5, Err(Odd(5)));
     gives!(pool, half_later, 7, Err(Odd(7)));
@@ -277,7 +277,7 @@ async fn results_of_their_own_come_back_whole(builder: Builder) {
 }
 
 async fn closures_that_only_panic(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     assert_eq!(panicked(pool.submit(|| panic!("one"), ()).await).message(), "one");
     assert_eq!(panicked(pool.submit(|_: u32| panic!("two"), 1).await).message(), "two");
     let typed = pool.submit(|| -> u32 { panic!("three") }, ()).await;
@@ -290,7 +290,7 @@ async fn a_handle_may_be_sent_to_another_task(builder: Builder) {
     fn assert_shape<T: Future + Send + Unpin + 'static>(handle: T) -> T {
         handle
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let handle = assert_shape(pool.submit(one, 5));
     assert_eq!(tokio::spawn(handle).await.unwrap().unwrap(), vec![5]);
     pool.shutdown().await;

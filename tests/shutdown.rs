@@ -12,7 +12,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    Given, Guest, Ledger, Meeting, a_worker, attend, eventually, gone, helper, helping, is_alive, note,
+    Given, Guest, Ledger, Meeting, Open, a_worker, attend, eventually, gone, helper, helping, is_alive, note,
     parent_of,
 };
 use futures::poll;
@@ -50,7 +50,7 @@ async fn begin(pool: &ProcessPool) -> (procession::TaskHandle<()>, Guest) {
 }
 
 async fn shutdown_finishes_every_accepted_task(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let ledger = Ledger::new();
     let handles: Vec<_> = (100..200u32)
         .map(|n| pool.submit(|place: String, n: u32| note(&place, n), (ledger.place(), n)))
@@ -64,7 +64,7 @@ async fn shutdown_finishes_every_accepted_task(builder: Builder) {
 }
 
 async fn shutdown_reaps_every_worker(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let (one, two) = (begin(&pool).await, begin(&pool).await);
     let pids = [one.1.pid, two.1.pid];
     drop((one.1, two.1));
@@ -77,7 +77,7 @@ async fn shutdown_reaps_every_worker(builder: Builder) {
 }
 
 async fn shutdown_refuses_new_tasks_from_its_first_moment(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let (handle, guest) = begin(&pool).await;
     assert!(!pool.is_shut_down());
     let mut shutdown = pin!(pool.shutdown());
@@ -91,7 +91,7 @@ async fn shutdown_refuses_new_tasks_from_its_first_moment(builder: Builder) {
 }
 
 async fn shutdown_is_idempotent_and_concurrent(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let (handle, guest) = begin(&pool).await;
     let pid = guest.pid;
     let later = async {
@@ -108,13 +108,13 @@ async fn shutdown_is_idempotent_and_concurrent(builder: Builder) {
 }
 
 async fn shutdown_of_an_unused_pool_returns(method: StartMethod) {
-    Builder::given(method).build().unwrap().shutdown().await;
-    Builder::given(method).build().unwrap().shutdown_now().await;
-    Builder::given(method).build().unwrap().shutdown_timeout(AGES).await;
+    Builder::given(method).open().unwrap().shutdown().await;
+    Builder::given(method).open().unwrap().shutdown_now().await;
+    Builder::given(method).open().unwrap().shutdown_timeout(AGES).await;
 }
 
 async fn shutdown_timeout_waits_for_what_ends_in_time(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let (running, guest) = begin(&pool).await;
     let queued = pool.submit(|| 5u8, ());
     drop(guest);
@@ -124,7 +124,7 @@ async fn shutdown_timeout_waits_for_what_ends_in_time(builder: Builder) {
 }
 
 async fn shutdown_timeout_sweeps_what_does_not(builder: Builder) {
-    let pool = builder.workers(1).cancel_grace(AGES).build().unwrap();
+    let pool = builder.workers(1).cancel_grace(AGES).open().unwrap();
     let (running, guest) = begin(&pool).await;
     let queued = pool.submit(|| 5u8, ());
     let (start, limit) = (Instant::now(), Duration::from_millis(100));
@@ -136,7 +136,7 @@ async fn shutdown_timeout_sweeps_what_does_not(builder: Builder) {
 }
 
 async fn shutdown_now_sweeps_everything(builder: Builder) {
-    let pool = builder.workers(1).cancel_grace(AGES).build().unwrap();
+    let pool = builder.workers(1).cancel_grace(AGES).open().unwrap();
     let (running, guest) = begin(&pool).await;
     let queued: Vec<_> = (0..20).map(|_| pool.submit(|| 5u8, ())).collect();
     pool.shutdown_now().await;
@@ -149,7 +149,7 @@ async fn shutdown_now_sweeps_everything(builder: Builder) {
 }
 
 async fn shutdown_now_hurries_a_shutdown_that_waits(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let (running, guest) = begin(&pool).await;
     let mut waiting = pin!(pool.shutdown());
     assert!(poll!(waiting.as_mut()).is_pending());
@@ -160,7 +160,7 @@ async fn shutdown_now_hurries_a_shutdown_that_waits(builder: Builder) {
 }
 
 async fn every_handle_of_the_pool_is_shut_down(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let other = pool.clone();
     pool.shutdown().await;
     assert!(other.is_shut_down());
@@ -168,7 +168,7 @@ async fn every_handle_of_the_pool_is_shut_down(builder: Builder) {
 }
 
 async fn submitting_while_it_shuts_down_never_hangs(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     a_worker(&pool).await;
     let submitter = pool.clone();
     let submits = std::thread::spawn(move || {
@@ -190,7 +190,7 @@ async fn submitting_while_it_shuts_down_never_hangs(builder: Builder) {
 }
 
 async fn the_last_handle_lets_accepted_tasks_finish(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let ledger = Ledger::new();
     let (running, guest) = begin(&pool).await;
     let queued = pool.submit(|| 5u8, ());
@@ -203,7 +203,7 @@ async fn the_last_handle_lets_accepted_tasks_finish(builder: Builder) {
 }
 
 async fn the_last_handle_reaps_the_workers(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let (handle, guest) = begin(&pool).await;
     let pid = guest.pid;
     let server = parent_of(pid).unwrap();
@@ -218,7 +218,7 @@ async fn the_last_handle_reaps_the_workers(builder: Builder) {
 }
 
 async fn the_last_handle_of_an_unused_pool(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     drop(pool.clone());
     assert!(!pool.is_shut_down());
     drop(pool); // and nothing is left behind
@@ -227,7 +227,7 @@ async fn the_last_handle_of_an_unused_pool(builder: Builder) {
 fn a_dropped_runtime_resolves_every_handle_and_kills_the_workers(builder: Builder) {
     let runtime = common::multi_thread();
     let (pool, handles, guest) = runtime.block_on(async {
-        let pool = builder.workers(1).build().unwrap();
+        let pool = builder.workers(1).open().unwrap();
         let (running, guest) = begin(&pool).await;
         let handles = [running, pool.submit(|| (), ()), pool.submit(|| (), ())];
         (pool, handles, guest)
@@ -242,7 +242,7 @@ fn a_dropped_runtime_resolves_every_handle_and_kills_the_workers(builder: Builde
 
 fn a_task_submitted_after_its_runtime_resolves(builder: Builder) {
     let runtime = common::multi_thread();
-    let pool = runtime.block_on(async { builder.build().unwrap() });
+    let pool = runtime.block_on(async { builder.open().unwrap() });
     runtime.block_on(a_worker(&pool));
     drop(runtime);
     let outcome = futures::executor::block_on(pool.submit(|| 1u8, ()));
@@ -286,7 +286,7 @@ fn has_a_pool() {
         _ => StartMethod::Spawn,
     };
     common::multi_thread().block_on(async {
-        let pool = Builder::given(method).workers(4).build().unwrap();
+        let pool = Builder::given(method).workers(4).open().unwrap();
         let (_handle, guest) = begin(&pool).await;
         println!("pid {}", guest.pid);
         for _ in 0..2 {

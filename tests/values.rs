@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 
+use common::Open;
 use procession::Builder;
 use proptest::strategy::{Strategy, ValueTree};
 use serde::{Deserialize, Serialize};
@@ -40,7 +41,7 @@ async fn user_types(builder: Builder) {
         let name = "ünï".to_owned();
         (Shape::Named { name, inner: Box::new(shape) }, Some(Unit))
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     for shape in [Shape::Empty, Shape::Circle(1.5)] {
         let wrapped = Shape::Named { name: "ünï".to_owned(), inner: Box::new(shape.clone()) };
         gives!(pool, wrap, shape, (wrapped, Some(Unit)));
@@ -52,7 +53,7 @@ async fn collections(builder: Builder) {
     fn echo<T>(value: T) -> T {
         value
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let map: HashMap<String, Vec<Option<i8>>> = [("a".to_owned(), vec![None, Some(-1)])].into();
     gives!(pool, echo, map.clone(), map);
     let tree: BTreeMap<(u8, char), String> = [((1, 'é'), "one".to_owned())].into();
@@ -63,7 +64,7 @@ async fn collections(builder: Builder) {
 }
 
 async fn numbers_at_their_limits(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     gives!(pool, |x: u128, y: i128| (x, y), (u128::MAX, i128::MIN), (u128::MAX, i128::MIN));
     gives!(pool, |x: u64, y: i64| (x, y), (u64::MAX, i64::MIN), (u64::MAX, i64::MIN));
     gives!(pool, |x: f64| x.is_nan(), f64::NAN, true);
@@ -76,7 +77,7 @@ async fn values_of_every_size(builder: Builder) {
         bytes.iter_mut().for_each(|byte| *byte = !*byte);
         bytes
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let (page, pipe) = (4096, 65_536);
     let sizes = [0, 1, page - 1, page, page + 1, pipe - 1, pipe, pipe + 1, 1 << 20, 8 << 20];
     for size in sizes {
@@ -92,7 +93,7 @@ async fn any_value_comes_back_the_same(builder: Builder) {
     fn echo<T>(value: T) -> T {
         value
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let strategy = proptest::arbitrary::any::<Any>();
     let mut runner = proptest::test_runner::TestRunner::default();
     for _ in 0..100 {
@@ -103,7 +104,7 @@ async fn any_value_comes_back_the_same(builder: Builder) {
 }
 
 async fn large_values_both_ways_at_once(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let bytes = |n: u8| vec![n; 2 << 20];
     let handles: Vec<_> = (0..16).map(|n| pool.submit(|v: Vec<u8>| v, bytes(n))).collect();
     for (n, handle) in (0..).zip(handles) {

@@ -1,9 +1,10 @@
 //! Where the workers of tests are. Tests expect of a pool what they expect wherever its workers are; with
-//! `PROCESSION_TEST_LAUNCHER` these are behind a connection: `tcp`, `stdio` or `tls`.
+//! `PROCESSION_TEST_LAUNCHER` these are behind a connection: `tcp`, `stdio` or `tls`. Or it is the address of a
+//! NATS server, `nats://HOST:PORT`, and pools that are opened by [`Open`] have their tasks run by agents.
 //!
-//! What cannot be expected elsewhere says so by [`here_only!`], and why.
+//! What cannot be expected elsewhere says so by [`here_only!`] or [`not_with_agents!`], and why.
 
-use procession::Builder;
+use procession::{Builder, PoolError, ProcessPool};
 
 /// The way to the workers, if they are not this program's own children.
 pub fn way() -> Option<String> {
@@ -25,6 +26,36 @@ macro_rules! here_only {
     };
 }
 
+/// The same where tasks are run by agents.
+macro_rules! not_with_agents {
+    ($reason:literal) => {
+        if crate::common::server().is_some() {
+            println!("not expected with agents: {}", $reason);
+            return;
+        }
+    };
+}
+
+/// The server whose agents are to run the tasks of tests.
+pub fn server() -> Option<String> {
+    way().filter(|way| way.starts_with("nats://"))
+}
+
+/// Building a pool wherever its tasks are to be run.
+pub trait Open {
+    fn open(self) -> Result<ProcessPool, PoolError>;
+}
+
+impl Open for Builder {
+    fn open(self) -> Result<ProcessPool, PoolError> {
+        match server() {
+            #[cfg(feature = "nats")]
+            Some(server) => super::agents::open(self, &server),
+            _ => self.build(),
+        }
+    }
+}
+
 /// A builder of a pool with its workers where those of tests are to be.
 #[cfg(feature = "remote")]
 pub fn placed(builder: Builder) -> Builder {
@@ -32,6 +63,8 @@ pub fn placed(builder: Builder) -> Builder {
     let launcher = Launcher::command(["env"]).bind(([127, 0, 0, 1], 0).into());
     match way().as_deref() {
         None => builder,
+        #[cfg(feature = "nats")]
+        Some(_) if server().is_some() => builder,
         Some("tcp") => builder.launcher(launcher),
         Some("stdio") => builder.launcher(launcher.over_stdio(true)),
         #[cfg(feature = "remote-tls")]

@@ -8,6 +8,8 @@
 #![allow(dead_code, unused_imports, unused_macros)] // every test binary uses a part of this
 #![allow(unreachable_pub, unsafe_code)]
 
+#[cfg(feature = "nats")]
+mod agents;
 #[macro_use]
 mod elsewhere;
 mod leftovers;
@@ -23,7 +25,7 @@ use std::time::{Duration, Instant};
 use procession::{Builder, Panic, ProcessPool, StartMethod, TaskError, WorkerExit};
 use tokio::runtime::Runtime;
 
-pub use elsewhere::{is_elsewhere, placed, way};
+pub use elsewhere::{Open, is_elsewhere, placed, server, way};
 pub use leftovers::{Process, Scene, descendants, descriptors, gone, is_alive, parent_of, processes};
 pub use meeting::{Guest, Ledger, Meeting, attend, attend_async, note};
 pub use programs::{built_program, helper, helper_at, helping};
@@ -41,6 +43,7 @@ macro_rules! both {
             use procession::StartMethod::{ForkServer, Spawn};
             #[test]
             fn fork_server() {
+                not_with_agents!("it brings a runtime of its own");
                 crate::common::alone(|| super::$name(crate::common::Given::given(ForkServer)));
             }
             #[test]
@@ -100,8 +103,15 @@ pub fn run(body: impl Future<Output = ()>) {
     alone(|| {
         let runtime = multi_thread();
         let before = Scene::now();
+        #[cfg(feature = "nats")]
+        agents::forget();
         runtime.block_on(async {
             tokio::time::timeout(PATIENCE, body).await.expect("the test hangs");
+            #[cfg(feature = "nats")]
+            if let Some(server) = server() {
+                let finished = tokio::time::timeout(PATIENCE, agents::finish(&server)).await;
+                finished.expect("its agents do not end");
+            }
         });
         before.expect_no_more();
     });

@@ -76,7 +76,9 @@ impl Builder {
     ///   counted then. Where nobody listens here, or `Builder::forward_events` is off, it is told to the agent's
     ///   program.
     /// * Of workers, metrics have how many all known agents have, of any pool's tasks. Starts and ends are
-    ///   in the metrics of the agents.
+    ///   counted by the agents ([`Agent::stats`], and their metrics): here
+    ///   [`workers_started`](crate::PoolStats::workers_started) and
+    ///   [`workers_died`](crate::PoolStats::workers_died) are 0.
     /// * A task that takes less than about a millisecond may never be seen as running.
     /// * [`shutdown_now`](crate::ProcessPool::shutdown_now) takes back what waits and has agents cancel what
     ///   runs, as far as the server can be reached.
