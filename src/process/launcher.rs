@@ -15,7 +15,7 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(10);
 /// a command that runs your program elsewhere: the same build of it must be there, at the same path or at
 /// that which [`program`](Launcher::program) says. The process that is started there connects to your
 /// program over TCP and proves by a secret, which it was sent through its standard input, that it is the
-/// one that is expected. From then on the pool treats its worker as any other: `docs/distributed.md` in
+/// one that is expected. From then on the pool treats its worker as any other: `docs/distributed_workers.md` in
 /// the repository says what is different.
 ///
 /// ```no_run
@@ -150,7 +150,7 @@ impl Launcher {
     /// connect to your program.
     ///
     /// That is slow: what stands in between copies, and may hold back or cut into pieces what it passes on.
-    /// `srun` relays 1,024 bytes at a time and stalls for 44 ms from 4 KiB up. `docs/distributed.md` has
+    /// `srun` relays 1,024 bytes at a time and stalls for 44 ms from 4 KiB up. `docs/distributed_workers.md` has
     /// figures. The first worker of a pool prints a warning to standard error.
     pub fn over_stdio(mut self, wanted: bool) -> Launcher {
         self.over_stdio = wanted;

@@ -100,8 +100,8 @@ fn agents_may_be_a_job_array_of_slurm() {
             }
         };
         let (dir, url) = (tempfile::tempdir().unwrap(), stage.server.url());
-        let docs = include_str!("../../docs/distributed_nats.md");
-        let script = docs.split("```sh\n").find(|block| block.contains("#SBATCH")).unwrap();
+        let docs = include_str!("../../docs/distributed.md");
+        let script = docs.split("```sh\n").find(|block| block.contains("--array")).unwrap();
         let script = script.split("```").next().unwrap();
         let script = script
             .replace("--array=0-49", "--array=0-1")

@@ -37,7 +37,7 @@ fn who_is_refused_is_told_and_who_is_known_is_let_in() {
 
 /// The permissions that the documentation gives, for a queue `images`.
 fn permissions() -> String {
-    let docs = include_str!("../../docs/distributed_nats.md");
+    let docs = include_str!("../../docs/distributed_agents.md");
     let start = docs.find("service = {").expect("it has permissions");
     let block = &docs[start..];
     let block = &block[..block.find("```").expect("which end")];
