@@ -1,9 +1,10 @@
 //! Where a task and its handle meet.
 
 use super::inflow::Inflow;
+use super::order::Alias;
 use super::progress::{self, ProgressWatch, Talker, talker};
 use super::scheduler::Nanos;
-use super::shared::{Alias, Shared};
+use super::shared::Shared;
 use super::voice::Audience;
 use crate::task::{Fault, Label, Progress, TaskError, TaskId, TimeoutReport, TraceContext};
 use bytes::Bytes;

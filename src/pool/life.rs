@@ -1,10 +1,10 @@
 //! The life of one worker, as a task of the runtime: started, greeted, listened to, buried.
 
 use super::inquiry::Inquiry;
+use super::links::ReadyLink;
 use super::outlet::Outlet;
 use super::scheduler::{Violation, WorkerKey};
 use super::shared::{Shared, nanos};
-use super::state::ReadyLink;
 use super::voice::{Ear, Said};
 use crate::process::{Far, Follower, Killer, Process, Tail, within};
 use crate::sys::child::{Ended, exit_code, exit_signal};

@@ -3,7 +3,7 @@
 use super::ProcessPool;
 use super::cell::Parts;
 use super::handle::TaskHandle;
-use super::shared::{Order, Origin};
+use super::order::{Order, Origin};
 use crate::task::{Arguments, CodecStage, Fault, Sink, TaskError, TaskRef, decode, from_body};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};

@@ -10,12 +10,14 @@ mod hostile;
 mod inflow;
 mod inquiry;
 mod life;
+mod links;
 mod map;
 #[cfg(feature = "metrics")]
 mod metrics;
 #[cfg(feature = "nats")]
 pub mod nats;
 mod observe;
+mod order;
 mod outlet;
 mod progress;
 mod scheduler;

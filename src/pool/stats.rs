@@ -1,7 +1,7 @@
 //! Looking at a pool.
 
+use super::links::ReadyLink;
 use super::scheduler::{Counts, WorkerPhase, WorkerView};
-use super::state::ReadyLink;
 use super::times::Distribution;
 use crate::sys::resident_bytes;
 use crate::task::TaskId;

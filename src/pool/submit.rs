@@ -2,7 +2,7 @@
 
 use super::ProcessPool;
 use super::handle::TaskHandle;
-use super::shared::{Order, Origin};
+use super::order::{Order, Origin};
 use crate::task::{Arguments, Fault, Priority, TaskError, TaskRef, TraceContext};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;

@@ -5,7 +5,7 @@ use super::super::report::Ending;
 use super::flow::{Relay, Relayed};
 use super::{Id, Inner, LastWord, voices};
 use crate::pool::cell::{Cell, Outcome};
-use crate::pool::shared::{Alias, Order, Origin};
+use crate::pool::order::{Alias, Order, Origin};
 use crate::pool::voice::{self, Audience};
 use crate::sys::monotonic_now;
 use crate::task::{Fault, TaskError, TaskRef};
