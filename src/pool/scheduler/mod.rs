@@ -10,6 +10,7 @@
 //! * no worker is idle beside a waiting task;
 //! * with everything resolved and a shutdown asked for, it terminates.
 
+mod alarms;
 #[cfg(feature = "internals")]
 mod cycle;
 mod health;
