@@ -9,6 +9,7 @@ use procession::{ExitCause, Launcher, ProcessPool, TaskError, TaskHandle};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 ways! {
     a_killed_worker_is_a_death: command command_stdio command_tls slurm slurm_stdio ssh ssh_stdio ssh_tls;
@@ -16,6 +17,7 @@ ways! {
     a_launcher_that_is_killed_ends_its_worker: slurm ssh slurm_stdio ssh_stdio ssh_tls;
     a_node_that_is_not_heard_of_is_lost_in_time: command command_stdio command_tls slurm ssh;
     a_connection_that_goes_nowhere_is_a_lost_node: command command_tls;
+    a_kill_that_is_not_heeded_is_not_waited_for: command;
     a_worker_that_is_stopped_before_it_begins_is_found_out: command;
     the_daemon_of_a_node_may_die_under_a_task: slurm;
     a_killed_step_is_a_lost_node: slurm;
@@ -117,8 +119,12 @@ async fn a_node_that_is_not_heard_of_is_lost_in_time(stage: &mut Stage) {
     goes_on(pool).await;
 }
 
-/// The connections of a worker lead through a relay, which dies.
-async fn a_connection_that_goes_nowhere_is_a_lost_node(stage: &mut Stage) {
+/// The pool of one worker whose connections lead through a relay, which passes on what `pass` makes of what
+/// the pool sends.
+async fn behind_a_relay(
+    stage: &Stage,
+    pass: impl Fn(Vec<u8>) -> Vec<u8> + Copy + Send + Sync + 'static,
+) -> (ProcessPool, tokio::task::JoinHandle<()>) {
     let pool_end = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = pool_end.local_addr().unwrap();
     drop(pool_end);
@@ -128,19 +134,56 @@ async fn a_connection_that_goes_nowhere_is_a_lost_node(stage: &mut Stage) {
     let relaying = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
         loop {
-            let (mut far, _) = relay.accept().await.unwrap();
+            let (far, _) = relay.accept().await.unwrap();
             connections.spawn(async move {
-                let mut near = tokio::net::TcpStream::connect(bind).await.unwrap();
-                let _ = tokio::io::copy_bidirectional(&mut far, &mut near).await;
+                let near = tokio::net::TcpStream::connect(bind).await.unwrap();
+                let ((mut from_far, mut to_far), (mut from_near, mut to_near)) =
+                    (far.into_split(), near.into_split());
+                let down = async {
+                    let mut bytes = vec![0; 64 * 1024];
+                    while let Ok(read @ 1..) = from_near.read(&mut bytes).await {
+                        if to_far.write_all(&pass(bytes[..read].to_vec())).await.is_err() {
+                            break;
+                        }
+                    }
+                    let _ = to_far.shutdown().await;
+                };
+                let up = async {
+                    let _ = tokio::io::copy(&mut from_far, &mut to_near).await;
+                    let _ = to_near.shutdown().await;
+                };
+                tokio::join!(up, down);
             });
         }
     });
+    (pool, relaying)
+}
+
+/// The connections of a worker lead through a relay, which dies.
+async fn a_connection_that_goes_nowhere_is_a_lost_node(stage: &mut Stage) {
+    let (pool, relaying) = behind_a_relay(stage, |bytes| bytes).await;
     let meeting = Meeting::new();
     let (handle, guest) = attending(&pool, &meeting).await;
     relaying.abort();
     assert_matches!(handle.await, Err(TaskError::NodeLost));
     guest.gone().await;
     pool.shutdown_now().await;
+    let _ = relaying.await;
+}
+
+/// Its steward gives signs of life all the time, but does not hear of the kill.
+async fn a_kill_that_is_not_heeded_is_not_waited_for(stage: &mut Stage) {
+    let without_kill = |bytes: Vec<u8>| {
+        let kill = [2, 0, 0, 0, 0, 1];
+        if bytes.starts_with(&kill) { bytes[kill.len()..].to_vec() } else { bytes }
+    };
+    let (pool, relaying) = behind_a_relay(stage, without_kill).await;
+    let meeting = Meeting::new();
+    let (handle, guest) = attending(&pool, &meeting).await;
+    pool.shutdown_now().await;
+    assert_matches!(handle.await, Err(TaskError::ShutDown));
+    guest.gone().await;
+    relaying.abort();
     let _ = relaying.await;
 }
 

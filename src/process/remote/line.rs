@@ -9,7 +9,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// How long connections are kept for what has not been read of them, when all is said.
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
@@ -17,11 +18,9 @@ const HOLD_LIMIT: Duration = Duration::from_secs(10);
 /// Both halves of a connection.
 pub(super) type Wire = (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>);
 
-/// How the worker is told to be killed: the pool's end, and the line's.
-pub(super) fn killer() -> (Arc<Notify>, Arc<Notify>) {
-    let kill = Arc::new(Notify::new());
-    (kill.clone(), kill)
-}
+/// How long a worker that is to be killed may take to be dead, at the least: it may have much memory to
+/// give back.
+const DEATH_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connection, as messages.
 pub(super) struct Talk {
@@ -71,7 +70,8 @@ async fn next_frame(
 pub(super) struct Line {
     pub(super) talk: Talk,
     pub(super) relays: Relays,
-    pub(super) killed: Arc<Notify>,
+    /// The worker is to be killed.
+    pub(super) killed: CancellationToken,
     pub(super) end: Arc<FarEnd>,
     /// For how long nothing may be heard.
     pub(super) silence: Duration,
@@ -109,6 +109,7 @@ impl Line {
         };
         let heard = tokio::select! {
             heard = heard => heard,
+            error = overdue(&killed, silence.max(DEATH_LIMIT)) => Err(error),
             () = speak(&mut *writer, queue, &killed, &end, silence / 4) => unreachable!("it never returns"),
         };
         match heard {
@@ -135,20 +136,32 @@ impl Line {
     }
 }
 
+/// Waits until the worker has been told to end for too long. The kernel may be stuck in it there, or its
+/// steward does not heed what it is told: either way nobody is to wait for word of its end for ever.
+async fn overdue(killed: &CancellationToken, limit: Duration) -> io::Error {
+    killed.cancelled().await;
+    let _ = within(limit, std::future::pending::<()>()).await;
+    io::Error::other(format!("its worker was to be killed, and was not dead within {limit:?}"))
+}
+
 /// Sends what is to be sent, and a sign of life now and then. What fails here shows in what is heard.
 async fn speak(
     writer: &mut (dyn AsyncWrite + Send + Unpin),
     mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
-    killed: &Notify,
+    killed: &CancellationToken,
     end: &FarEnd,
     interval: Duration,
 ) {
     let mut beat = tokio::time::interval(interval);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut has_told = false;
     loop {
         let frame = tokio::select! {
             biased;
-            () = killed.notified() => message(&Command::Kill),
+            () = killed.cancelled(), if !has_told => {
+                has_told = true;
+                message(&Command::Kill)
+            }
             () = end.asked() => message(&Command::Look),
             Some(frame) = queue.recv() => Ok(frame),
             _ = beat.tick() => message(&Command::Beat),

@@ -38,6 +38,7 @@ use tokio::net::TcpStream;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 /// Starts workers on other machines.
 pub(crate) struct Remote {
@@ -206,7 +207,8 @@ impl Remote {
         };
         let link = self.link(data).map_err(start_error)?;
         let end = Arc::new(FarEnd::default());
-        let (killer, killed) = line::killer();
+        let killed = CancellationToken::new();
+        let killer = killed.clone();
         let (hold, held) = oneshot::channel();
         let (tell, told) = oneshot::channel();
         let silence = self.launcher.node_timeout;
@@ -223,7 +225,7 @@ impl Remote {
             page: None,
             stdout: link.stdout,
             stderr: link.stderr,
-            killer: Killer::new(move || killer.notify_one()),
+            killer: Killer::new(move || killer.cancel()),
             probe: None,
             earlier_rss: 0,
             ended: async { told.await.ok().flatten() }.boxed(),
