@@ -19,6 +19,7 @@ ways! {
     what_a_worker_prints_is_kept: command command_stdio command_tls slurm ssh;
     time_counts_for_each_item_of_a_chunk: command command_tls;
     an_initializer_and_a_preload_run_before_tasks: command command_stdio;
+    a_preload_may_print_and_read: command command_stdio command_tls;
     limits_hold: command slurm;
     a_sandbox_is_made_there: command;
     what_cannot_be_put_in_place_breaks_the_pool: command;
@@ -261,6 +262,18 @@ async fn an_initializer_and_a_preload_run_before_tasks(stage: &mut Stage) {
     let pool = stage.builder().preload(|| panic!("not here"), ()).build().unwrap();
     let error = pool.submit(|| (), ()).await.unwrap_err();
     assert_matches!(&error, TaskError::PoolBroken(PoolError::Preload { reason }) if reason.contains("not here"));
+    pool.shutdown().await;
+}
+
+/// What it prints is none of what its steward says, and what its steward is told is nothing that it could
+/// read.
+async fn a_preload_may_print_and_read(stage: &mut Stage) {
+    let preload = || {
+        println!("what a preload function prints");
+        assert_eq!(std::io::stdin().lines().count(), 0);
+    };
+    let pool = stage.builder().preload(preload, ()).build().unwrap();
+    assert_eq!(pool.submit(|| 5, ()).await.unwrap(), 5);
     pool.shutdown().await;
 }
 

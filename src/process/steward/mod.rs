@@ -114,6 +114,7 @@ impl Post {
             Transport::Stdio { .. } => None,
             _ => Some(rustix::stdio::stdin().try_clone_to_owned()?),
         };
+        leave_stdio()?;
         let now = Instant::now();
         let mut post = Post {
             transport,
@@ -238,6 +239,15 @@ impl Post {
         }
         Ok(())
     }
+}
+
+/// What the preload function reads is nothing that is for the steward, and what it prints goes where the
+/// steward's own words go: neither is to be mixed up with what the pool says and hears.
+fn leave_stdio() -> io::Result<()> {
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+    Ok(())
 }
 
 /// Ends this process at once if it is a forked worker of a steward that is gone.
