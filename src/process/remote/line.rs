@@ -1,7 +1,7 @@
 //! The connection with a steward.
 
 use super::launched::Launched;
-use super::relay::Relays;
+use super::relay::{Outgoing, Relays};
 use super::speech::{Channel, Command, Farewell, Frame, Frames, MAX_REPORT, Report, message};
 use crate::process::{FarEnd, Told, within};
 use crate::sys::child::Ended;
@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 /// How long connections are kept for what has not been read of them, when all is said.
@@ -87,8 +87,7 @@ impl Line {
     ) {
         let Line { talk, relays, killed, end, silence } = self;
         let Talk { mut reader, mut writer, mut frames, host } = talk;
-        let (outgoing, queue) = mpsc::unbounded_channel();
-        let mut running = relays.run(&outgoing);
+        let (mut running, outgoing) = relays.run();
         let heard = async {
             loop {
                 let frame = within(silence, next_frame(&mut *reader, &mut frames)).await;
@@ -99,8 +98,7 @@ impl Line {
                     Frame::Message(Report::Beat) => {}
                     Frame::Message(Report::Begun { seq, ran }) => end.note_begun(seq, ran),
                     Frame::Message(Report::Room { channel: Channel::Requests, bytes }) => {
-                        end.note_progress(bytes.into());
-                        running.add_room(bytes);
+                        end.note_progress(running.add_room(bytes) as u64);
                     }
                     Frame::Message(_) => return Err(io::Error::other("it spoke out of turn")),
                     Frame::Piece(channel, bytes) => running.take_in(channel, bytes)?,
@@ -110,7 +108,7 @@ impl Line {
         let heard = tokio::select! {
             heard = heard => heard,
             error = overdue(&killed, silence.max(DEATH_LIMIT)) => Err(error),
-            () = speak(&mut *writer, queue, &killed, &end, silence / 4) => unreachable!("it never returns"),
+            () = speak(&mut *writer, outgoing, &killed, &end, silence / 4) => unreachable!("it never returns"),
         };
         match heard {
             Ok(Farewell { ended, begun, ran, last_words, why, starved }) => {
@@ -147,7 +145,7 @@ async fn overdue(killed: &CancellationToken, limit: Duration) -> io::Error {
 /// Sends what is to be sent, and a sign of life now and then. What fails here shows in what is heard.
 async fn speak(
     writer: &mut (dyn AsyncWrite + Send + Unpin),
-    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
+    mut outgoing: Outgoing,
     killed: &CancellationToken,
     end: &FarEnd,
     interval: Duration,
@@ -163,7 +161,7 @@ async fn speak(
                 message(&Command::Kill)
             }
             () = end.asked() => message(&Command::Look),
-            Some(frame) = queue.recv() => Ok(frame),
+            frames = outgoing.next() => frames,
             _ = beat.tick() => message(&Command::Beat),
         };
         let sent = async {
