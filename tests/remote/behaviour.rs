@@ -23,6 +23,7 @@ ways! {
     limits_hold: command slurm;
     a_sandbox_is_made_there: command;
     what_cannot_be_put_in_place_breaks_the_pool: command;
+    nothing_listens_for_a_pool_that_is_not_built: command command_tls;
     a_pool_that_is_dropped_finishes_its_tasks: command slurm ssh;
     pools_may_be_nested: command;
 }
@@ -329,6 +330,20 @@ async fn what_cannot_be_put_in_place_breaks_the_pool(stage: &mut Stage) {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let launcher = stage.launcher().bind(taken.local_addr().unwrap());
     assert_matches!(ProcessPool::builder().launcher(launcher).build(), Err(PoolError::Start { .. }));
+}
+
+async fn nothing_listens_for_a_pool_that_is_not_built(stage: &mut Stage) {
+    let [port] = super::servers::free_ports();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let builder = stage.builder().launcher(stage.launcher().bind(address));
+    assert_matches!(builder.clone().timeline("/no/such/place/at/all").build(), Err(_));
+    let pool = builder.clone().build().unwrap();
+    assert_eq!(pool.submit(|| 5, ()).await.unwrap(), 5);
+    // One at a time.
+    let taken = builder.clone().build();
+    assert_matches!(&taken, Err(PoolError::Start { reason }) if reason.contains("in use"));
+    pool.shutdown().await;
+    builder.build().unwrap().shutdown().await;
 }
 
 async fn a_pool_that_is_dropped_finishes_its_tasks(stage: &mut Stage) {

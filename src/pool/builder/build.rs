@@ -76,12 +76,6 @@ impl Builder {
         // Clones of a builder are to have nothing in common.
         start.under_way = TaskTracker::default();
         start.preload = self.preload.transpose()?.map(|(shim, arguments)| Preload { shim, arguments });
-        let launcher: Box<dyn Launch> = match self.start_method {
-            #[cfg(feature = "remote")]
-            _ if !is_local => Box::new(Remote::new(start, self.launcher, self.start_timeout, &runtime)?),
-            StartMethod::ForkServer => Box::new(ForkServer::new(start)),
-            StartMethod::Spawn => Box::new(Spawn::new(start)),
-        };
         let settings = Settings {
             max_workers: self.workers,
             queue_capacity: self.queue_capacity,
@@ -108,6 +102,13 @@ impl Builder {
             ),
         };
         let observers = watch::observers(&self.name, self.timeline.as_deref())?;
+        // Last, since it may begin to listen for workers.
+        let launcher: Box<dyn Launch> = match self.start_method {
+            #[cfg(feature = "remote")]
+            _ if !is_local => Box::new(Remote::new(start, self.launcher, self.start_timeout, &runtime)?),
+            StartMethod::ForkServer => Box::new(ForkServer::new(start)),
+            StartMethod::Spawn => Box::new(Spawn::new(start)),
+        };
         let shared = Shared::new(settings, config, runtime, launcher, observers);
         #[cfg(feature = "nats")]
         if let Some(queue) = self.queue {

@@ -188,6 +188,16 @@ impl Listener {
     }
 }
 
+impl Drop for Listener {
+    /// A pool that did not come to be after all is never stopped.
+    fn drop(&mut self) {
+        let accepting = self.accepting.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(accepting) = accepting {
+            accepting.abort();
+        }
+    }
+}
+
 /// What workers are told to dial.
 fn addresses(launcher: &Launcher, bound: SocketAddr) -> Vec<String> {
     let with_port = |address: &String| match address.parse::<std::net::IpAddr>() {
