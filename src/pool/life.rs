@@ -387,6 +387,7 @@ impl Life {
         self.stderr.1.finish().await;
         let signal = end.and_then(|end| exit_signal(end.status));
         let far = self.far.as_ref().map(|far| &far.end);
+        let is_cut_off = far.is_some_and(|far| far.was_cut_off()) && !self.outlet.is_closed();
         ExitReport {
             pid: self.pid,
             code: end.and_then(|end| exit_code(end.status)),
@@ -394,11 +395,16 @@ impl Life {
             core_dumped: signal.is_some_and(|(_, core_dumped)| core_dumped),
             cause: match (end, signal) {
                 (None, _) if far.is_some() => ExitCause::NodeLost,
+                // It ends without the pool, by itself.
+                (Some(_), None) if is_cut_off => ExitCause::NodeLost,
                 (None, _) => ExitCause::Unknown,
                 (Some(_), Some(_)) => ExitCause::Signalled,
                 (Some(_), None) => ExitCause::Exited,
             },
-            detail: far.and_then(|far| far.loss().or(far.why())).map(Into::into),
+            detail: far
+                .and_then(|far| far.loss().or(far.why()))
+                .or(is_cut_off.then_some("its connection has ended"))
+                .map(Into::into),
             task: None,
             stderr_tail: self.stderr.0.text(),
             stdout_tail: self.stdout.0.text(),

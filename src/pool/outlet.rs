@@ -112,6 +112,11 @@ impl Outlet {
         queue.tail = Vec::new();
     }
 
+    /// Whether the stream was ended from this side.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().pipe.is_none()
+    }
+
     /// Goes on writing whenever the pipe has been full and has room again. Never returns.
     pub(super) async fn pump(&self) {
         loop {

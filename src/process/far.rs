@@ -37,6 +37,8 @@ pub(crate) enum Told {
         why: Option<String>,
         /// The kernel has killed processes there for want of memory since it started.
         starved: bool,
+        /// Its own connection had ended at the pool's end, or on the way.
+        cut_off: bool,
     },
     /// Its machine is not to be heard of any more, and why that is believed.
     Lost(String),
@@ -108,6 +110,11 @@ impl FarEnd {
     /// Whether it may have been killed for want of memory.
     pub(crate) fn starved(&self) -> bool {
         matches!(self.told.get(), Some(Told::Goodbye { starved: true, .. }))
+    }
+
+    /// Whether it could not hear the pool any more. The pool knows whether that was its own doing.
+    pub(crate) fn was_cut_off(&self) -> bool {
+        matches!(self.told.get(), Some(Told::Goodbye { cut_off: true, .. }))
     }
 
     /// Why it was ended there unasked, if it was.

@@ -8,8 +8,10 @@ use super::stage::{Stage, Way, signal};
 use procession::{ExitCause, Launcher, ProcessPool, TaskError, TaskHandle};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
 
 ways! {
     a_killed_worker_is_a_death: command command_stdio command_tls slurm slurm_stdio ssh ssh_stdio ssh_tls;
@@ -17,6 +19,7 @@ ways! {
     a_launcher_that_is_killed_ends_its_worker: slurm ssh slurm_stdio ssh_stdio ssh_tls;
     a_node_that_is_not_heard_of_is_lost_in_time: command command_stdio command_tls slurm ssh;
     a_connection_that_goes_nowhere_is_a_lost_node: command command_tls;
+    a_broken_connection_of_a_worker_is_a_lost_node: command;
     a_kill_that_is_not_heeded_is_not_waited_for: command;
     a_worker_that_is_stopped_before_it_begins_is_found_out: command;
     the_daemon_of_a_node_may_die_under_a_task: slurm;
@@ -120,10 +123,11 @@ async fn a_node_that_is_not_heard_of_is_lost_in_time(stage: &mut Stage) {
 }
 
 /// The pool of one worker whose connections lead through a relay, which passes on what `pass` makes of what
-/// the pool sends.
+/// the pool sends, and hangs up the worker's own when it is told to.
 async fn behind_a_relay(
     stage: &Stage,
     pass: impl Fn(Vec<u8>) -> Vec<u8> + Copy + Send + Sync + 'static,
+    breaks: Arc<Notify>,
 ) -> (ProcessPool, tokio::task::JoinHandle<()>) {
     let pool_end = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = pool_end.local_addr().unwrap();
@@ -135,7 +139,11 @@ async fn behind_a_relay(
         let mut connections = tokio::task::JoinSet::new();
         loop {
             let (far, _) = relay.accept().await.unwrap();
+            let is_second = connections.len() == 1;
+            let breaks = breaks.clone();
             connections.spawn(async move {
+                let breaks =
+                    async { if is_second { breaks.notified().await } else { std::future::pending().await } };
                 let near = tokio::net::TcpStream::connect(bind).await.unwrap();
                 let ((mut from_far, mut to_far), (mut from_near, mut to_near)) =
                     (far.into_split(), near.into_split());
@@ -152,7 +160,10 @@ async fn behind_a_relay(
                     let _ = tokio::io::copy(&mut from_far, &mut to_near).await;
                     let _ = to_near.shutdown().await;
                 };
-                tokio::join!(up, down);
+                tokio::select! {
+                    _ = async { tokio::join!(up, down) } => {}
+                    () = breaks => {}
+                }
             });
         }
     });
@@ -161,7 +172,7 @@ async fn behind_a_relay(
 
 /// The connections of a worker lead through a relay, which dies.
 async fn a_connection_that_goes_nowhere_is_a_lost_node(stage: &mut Stage) {
-    let (pool, relaying) = behind_a_relay(stage, |bytes| bytes).await;
+    let (pool, relaying) = behind_a_relay(stage, |bytes| bytes, Arc::default()).await;
     let meeting = Meeting::new();
     let (handle, guest) = attending(&pool, &meeting).await;
     relaying.abort();
@@ -171,13 +182,27 @@ async fn a_connection_that_goes_nowhere_is_a_lost_node(stage: &mut Stage) {
     let _ = relaying.await;
 }
 
+/// That is no fault of the task's, nor of the worker's, which ends without the pool.
+async fn a_broken_connection_of_a_worker_is_a_lost_node(stage: &mut Stage) {
+    let breaks = Arc::new(Notify::new());
+    let (pool, relaying) = behind_a_relay(stage, |bytes| bytes, breaks.clone()).await;
+    let meeting = Meeting::new();
+    let (handle, guest) = attending(&pool, &meeting).await;
+    breaks.notify_one();
+    assert_matches!(handle.await, Err(TaskError::NodeLost));
+    guest.gone().await;
+    pool.shutdown_now().await;
+    relaying.abort();
+    let _ = relaying.await;
+}
+
 /// Its steward gives signs of life all the time, but does not hear of the kill.
 async fn a_kill_that_is_not_heeded_is_not_waited_for(stage: &mut Stage) {
     let without_kill = |bytes: Vec<u8>| {
         let kill = [2, 0, 0, 0, 0, 1];
         if bytes.starts_with(&kill) { bytes[kill.len()..].to_vec() } else { bytes }
     };
-    let (pool, relaying) = behind_a_relay(stage, without_kill).await;
+    let (pool, relaying) = behind_a_relay(stage, without_kill, Arc::default()).await;
     let meeting = Meeting::new();
     let (handle, guest) = attending(&pool, &meeting).await;
     pool.shutdown_now().await;

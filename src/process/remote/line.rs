@@ -111,10 +111,10 @@ impl Line {
             () = speak(&mut *writer, outgoing, &killed, &end, silence / 4) => unreachable!("it never returns"),
         };
         match heard {
-            Ok(Farewell { ended, begun, ran, last_words, why, starved }) => {
+            Ok(Farewell { ended, begun, ran, last_words, why, starved, cut_off }) => {
                 end.note_begun(begun, ran);
                 running.finish_prints().await;
-                end.tell(Told::Goodbye { begun, last_words, why, starved });
+                end.tell(Told::Goodbye { begun, last_words, why, starved, cut_off });
                 let _ = tell.send(Some(ended));
                 // Until then the pool may not have read all that the worker had sent.
                 running.finish_results(HOLD_LIMIT).await;

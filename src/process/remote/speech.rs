@@ -181,6 +181,8 @@ pub(in crate::process) struct Farewell {
     pub(in crate::process) why: Option<String>,
     /// The kernel has killed processes there for want of memory since it started.
     pub(in crate::process) starved: bool,
+    /// Its own connection had ended at the pool's end.
+    pub(in crate::process) cut_off: bool,
 }
 
 /// Why a worker was not started.

@@ -6,6 +6,7 @@ use crate::process::remote::speech::{Channel, Command, Farewell, Frame, PIECE, R
 use crate::sys::child::{self, Ended, ProcessFd};
 use crate::sys::memory::SharedWords;
 use crate::sys::{monotonic_now, oom_kills};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 use rustix::process::Pid;
 use std::collections::VecDeque;
@@ -262,6 +263,7 @@ impl Household {
             }
             post.outgoing.extend(piece(up.channel, &[]));
         }
+        let cut_off = self.data.as_ref().is_some_and(has_hung_up);
         if let Some(data) = &self.data {
             // For the pool to see the end of it, whoever else holds it open.
             let _ = rustix::net::shutdown(data, Shutdown::Write);
@@ -269,10 +271,16 @@ impl Household {
         let (begun, ran) = self.begun();
         let last_words = self.board.words()[1].load(Ordering::Acquire);
         let starved = oom_kills() > self.oom_kills;
-        let farewell = Farewell { ended, begun, ran, last_words, why: self.why.take(), starved };
+        let farewell = Farewell { ended, begun, ran, last_words, why: self.why.take(), starved, cut_off };
         post.send(&Report::Ended(farewell))?;
         post.flush()?;
         // Closing a connection with something unread in it would take back what was sent last.
         post.await_end(DEATH_LIMIT * 2)
     }
+}
+
+/// Whether the other end of this connection sends no more.
+fn has_hung_up(connection: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(connection, PollFlags::RDHUP)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
 }
