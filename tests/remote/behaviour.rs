@@ -23,6 +23,7 @@ ways! {
     limits_hold: command slurm;
     a_sandbox_is_made_there: command;
     what_cannot_be_put_in_place_breaks_the_pool: command;
+    connections_are_kept_alive: command command_tls;
     nothing_listens_for_a_pool_that_is_not_built: command command_tls;
     a_pool_that_is_dropped_finishes_its_tasks: command slurm ssh;
     pools_may_be_nested: command;
@@ -330,6 +331,25 @@ async fn what_cannot_be_put_in_place_breaks_the_pool(stage: &mut Stage) {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let launcher = stage.launcher().bind(taken.local_addr().unwrap());
     assert_matches!(ProcessPool::builder().launcher(launcher).build(), Err(PoolError::Start { .. }));
+}
+
+/// What stands in between forgets connections over which nothing comes, as while a task runs.
+async fn connections_are_kept_alive(stage: &mut Stage) {
+    let [port] = super::servers::free_ports();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let pool = stage.builder().workers(1).launcher(stage.launcher().bind(address)).build().unwrap();
+    assert_eq!(pool.submit(|| 5, ()).await.unwrap(), 5);
+    // Both ends are here, of each connection; which timer runs for it, and its state, are in the table.
+    let timers = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        let is_ours = |end: &str| end.ends_with(&format!(":{port:04X}"));
+        let ours = rows.filter(|row| row[3] == "01" && (is_ours(row[1]) || is_ours(row[2])));
+        ours.map(|row| row[5][..2].to_string()).collect::<Vec<_>>()
+    };
+    let ends = if stage.way == super::stage::Way::command { 4 } else { 2 };
+    eventually("both ends of each are", || timers() == vec!["02"; ends]).await;
+    pool.shutdown().await;
 }
 
 async fn nothing_listens_for_a_pool_that_is_not_built(stage: &mut Stage) {

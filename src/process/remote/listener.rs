@@ -1,7 +1,7 @@
 //! Where workers connect to, and how they prove that they are expected.
 
 use super::not_ready;
-use super::speech::{HANDSHAKE_LIMIT, OPENING, Part, Route, Secret, read_opening, same};
+use super::speech::{HANDSHAKE_LIMIT, OPENING, Part, Route, Secret, keep_alive, read_opening, same};
 use crate::process::launcher::Launcher;
 #[cfg(feature = "remote-tls")]
 use crate::process::start::start_error;
@@ -263,6 +263,7 @@ async fn greet(stream: TcpStream, greeter: Arc<Greeter>, permit: OwnedSemaphoreP
 impl Greeter {
     async fn prove(&self, mut stream: TcpStream) -> io::Result<Option<(Connected, mpsc::Sender<Connected>)>> {
         stream.set_nodelay(true)?;
+        keep_alive(&stream)?;
         #[cfg(feature = "remote-tls")]
         if let Some(authority) = &self.authority {
             let mut stream = authority.accept(stream).await?;

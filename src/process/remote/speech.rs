@@ -10,10 +10,12 @@
 
 use crate::process::Limits;
 use crate::sys::child::Ended;
+use rustix::net::sockopt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// What a steward reads first from its standard input.
@@ -39,6 +41,22 @@ pub(in crate::process) type Secret = [u8; 32];
 
 /// How long a handshake may take, its connection made.
 pub(in crate::process) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// After how long without a byte a connection is tried.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// How long the answer to that may take, and how many may be missing.
+const PROBE: (Duration, u32) = (Duration::from_secs(15), 4);
+
+/// Has the kernel see to it that a connection is remembered on its way, and its loss found out, while nothing
+/// is said: over that of a worker nothing comes for as long as a task runs.
+pub(in crate::process) fn keep_alive(connection: impl AsFd) -> io::Result<()> {
+    let connection = connection.as_fd();
+    sockopt::set_socket_keepalive(connection, true)?;
+    sockopt::set_tcp_keepidle(connection, QUIET)?;
+    sockopt::set_tcp_keepintvl(connection, PROBE.0)?;
+    Ok(sockopt::set_tcp_keepcnt(connection, PROBE.1)?)
+}
 
 /// What a steward needs to know to reach its pool. It comes through standard input: what is in the
 /// arguments or the environment of a process, others can read.

@@ -1,6 +1,6 @@
 //! Reaching the pool.
 
-use crate::process::remote::speech::{HANDSHAKE_LIMIT, Part, Preamble, Secret, opening, same};
+use crate::process::remote::speech::{HANDSHAKE_LIMIT, Part, Preamble, Secret, keep_alive, opening, same};
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
@@ -15,6 +15,7 @@ pub(super) fn dial(addresses: &[String]) -> io::Result<TcpStream> {
         match resolve_and_connect(address) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
+                keep_alive(&stream)?;
                 stream.set_read_timeout(Some(HANDSHAKE_LIMIT))?;
                 stream.set_write_timeout(Some(HANDSHAKE_LIMIT))?;
                 return Ok(stream);
@@ -48,6 +49,7 @@ pub(super) fn control(addresses: &[String], preamble: &Preamble) -> io::Result<T
 pub(super) fn data(control: &TcpStream, preamble: &Preamble) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&control.peer_addr()?, DIAL_LIMIT)?;
     stream.set_nodelay(true)?;
+    keep_alive(&stream)?;
     stream.set_read_timeout(Some(HANDSHAKE_LIMIT))?;
     shake_hands(&mut stream, preamble, Part::Data)?;
     // A worker blocks for as long as it takes.
