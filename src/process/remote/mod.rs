@@ -28,7 +28,7 @@ use listener::{Connected, Listener, Ticket};
 use relay::Relays;
 use rustix::pipe::{PipeFlags, pipe_with};
 use speech::{Channel, Command, Configuration, MAGIC, Part, Preamble, Refusal, Report, Route};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -131,7 +131,9 @@ impl Remote {
 
     fn wire_through(&self, launched: &mut Launched) -> Result<Wire, PoolError> {
         if !self.has_warned.swap(true, Ordering::Relaxed) {
-            eprintln!(
+            // Standard error may be a pipe that nobody reads any more.
+            let _ = writeln!(
+                io::stderr(),
                 "procession: workers speak through the standard input and output of `{}`, which is slow: see \
                  `Launcher::over_stdio`",
                 self.launcher.name()
