@@ -12,6 +12,7 @@ ways! {
     a_wrong_token_is_turned_away: command command_tls;
     a_token_is_of_no_use_a_second_time: command;
     what_is_not_the_pool_is_told_no_token: command;
+    an_address_that_leads_elsewhere_is_passed_over: command command_tls;
     strangers_get_nothing_and_hold_up_nobody: command command_tls;
     another_build_is_refused: command slurm;
     a_preamble_is_in_no_argument_and_no_environment: command;
@@ -207,6 +208,25 @@ async fn what_is_not_the_pool_is_told_no_token(stage: &mut Stage) {
     let error = pool.submit(|| 5, ()).await.unwrap_err().to_string();
     assert!(error.contains("is not the pool") || error.contains("cannot reach"), "{error}");
     assert_eq!(heard.await.unwrap(), b"");
+    pool.shutdown().await;
+}
+
+/// At the first address there is something else. The second is right.
+async fn an_address_that_leads_elsewhere_is_passed_over(stage: &mut Stage) {
+    let impostor = TcpListener::bind("127.0.0.1:0").unwrap();
+    let [port] = super::servers::free_ports();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let elsewhere = impostor.local_addr().unwrap().to_string();
+    let launcher = stage.launcher().bind(address).advertise(elsewhere).advertise(address.to_string());
+    let pool = stage.builder().workers(1).launcher(launcher).build().unwrap();
+    let heard = tokio::task::spawn_blocking(move || {
+        let (mut stream, _) = impostor.accept().unwrap();
+        stream.write_all(&[7; 32]).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    assert_eq!(pool.submit(|| 5, ()).await.unwrap(), 5);
+    heard.await.unwrap();
     pool.shutdown().await;
 }
 

@@ -8,18 +8,12 @@ use std::time::Duration;
 /// How long one address may take.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
 
-/// Connects to the first address that answers.
-pub(super) fn dial(addresses: &[String]) -> io::Result<TcpStream> {
+/// Connects to the first address at which it is the pool that answers, as `greet` finds out.
+pub(super) fn dial<T>(addresses: &[String], greet: impl Fn(TcpStream) -> io::Result<T>) -> io::Result<T> {
     let mut errors = Vec::new();
     for address in addresses {
-        match resolve_and_connect(address) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                keep_alive(&stream)?;
-                stream.set_read_timeout(Some(HANDSHAKE_LIMIT))?;
-                stream.set_write_timeout(Some(HANDSHAKE_LIMIT))?;
-                return Ok(stream);
-            }
+        match resolve_and_connect(address).and_then(&greet) {
+            Ok(greeted) => return Ok(greeted),
             Err(error) => errors.push(format!("{address}: {error}")),
         }
     }
@@ -30,7 +24,13 @@ fn resolve_and_connect(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, DIAL_LIMIT) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                keep_alive(&stream)?;
+                stream.set_read_timeout(Some(HANDSHAKE_LIMIT))?;
+                stream.set_write_timeout(Some(HANDSHAKE_LIMIT))?;
+                return Ok(stream);
+            }
             Err(error) => last = error,
         }
     }
@@ -39,10 +39,11 @@ fn resolve_and_connect(address: &str) -> io::Result<TcpStream> {
 
 /// Connects, and makes sure of each other.
 pub(super) fn control(addresses: &[String], preamble: &Preamble) -> io::Result<TcpStream> {
-    let mut stream = dial(addresses)?;
-    shake_hands(&mut stream, preamble, Part::Control)?;
-    stream.set_nonblocking(true)?;
-    Ok(stream)
+    dial(addresses, |mut stream| {
+        shake_hands(&mut stream, preamble, Part::Control)?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    })
 }
 
 /// Another connection, to where the first one leads.

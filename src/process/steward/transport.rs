@@ -92,10 +92,12 @@ impl Transport {
 #[cfg(feature = "remote-tls")]
 pub(super) fn tls(addresses: &[String], identity: &Identity, preamble: &Preamble) -> io::Result<Transport> {
     use crate::process::remote::{speech::Part, tls::FarStream};
-    let mut stream = FarStream::open(super::dial::dial(addresses)?, identity)?;
-    super::dial::shake_hands(&mut stream, preamble, Part::Control)?;
-    stream.stop_blocking()?;
-    Ok(Transport::Tls(Box::new(stream)))
+    super::dial::dial(addresses, |stream| {
+        let mut stream = FarStream::open(stream, identity)?;
+        super::dial::shake_hands(&mut stream, preamble, Part::Control)?;
+        stream.stop_blocking()?;
+        Ok(Transport::Tls(Box::new(stream)))
+    })
 }
 
 #[cfg(not(feature = "remote-tls"))]
