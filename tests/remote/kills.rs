@@ -331,6 +331,16 @@ async fn nothing_is_left_of_a_start_that_is_called_off(stage: &mut Stage) {
     pool.shutdown_now().await;
     assert_matches!(handle.await, Err(TaskError::ShutDown));
     assert!(!sleeps());
+    // Nor of what it is the launcher of in its turn.
+    let pool = stage.builder().launcher(Launcher::command(["sh", "-c", "sleep 1000; exit"])).build().unwrap();
+    let handle = pool.submit(|| (), ());
+    eventually("the launcher runs", sleeps).await;
+    let ours = descendants(std::process::id());
+    pool.shutdown_now().await;
+    assert_matches!(handle.await, Err(TaskError::ShutDown));
+    for process in ours {
+        gone(process.pid).await;
+    }
     if stage.way == Way::slurm {
         // There is no room for a third of these.
         let launcher = stage.launcher().option("--cpus-per-task=2");

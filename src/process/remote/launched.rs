@@ -8,7 +8,7 @@ use crate::sys::child::{Ended, ProcessFd, exit_code, exit_signal, try_wait};
 use crate::sys::readiness::watch_process;
 use crate::task::PoolError;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -215,8 +215,12 @@ impl Drop for Ending {
     fn drop(&mut self) {
         // `srun` calls its step off when it is asked to end, but not when it is killed.
         if !self.process.wait_ended(END_DEADLINE / 2) {
-            self.process.terminate();
+            // With what it has started. Not reaped, so the number is still that of its process group.
+            if kill_process_group(self.pid, Signal::TERM).is_err() {
+                self.process.terminate();
+            }
             if !self.process.wait_ended(END_DEADLINE) {
+                let _ = kill_process_group(self.pid, Signal::KILL);
                 self.process.kill();
                 self.process.wait_ended(END_DEADLINE);
             }
