@@ -205,16 +205,15 @@ impl Core {
             if state.tasks.get(&key.task).is_none_or(|task| task.key != key) {
                 return;
             }
-            state.remove(key.task)
+            state.end(key.task, &outcome, ran)
         };
         if let Some(task) = task {
             self.settle(task, outcome, ran);
         }
     }
 
-    /// Resolves a task that has been removed, and clears up after it.
+    /// Resolves a task that has ended, and clears up after it.
     fn settle(&self, mut task: Task, outcome: Outcome, ran: Option<Nanos>) {
-        self.lock().count(&outcome, ran.map(|ran| (task.submitted_at, ran)));
         if let Some(end) = Core::end_of(&task, &outcome, ran, false) {
             task.cell.shared.show(&[end]);
         }
@@ -228,9 +227,17 @@ impl Core {
         self.send(Errand::Look);
     }
 
-    /// Gives up a task that may still be in the queue or with an agent, and sees that it is not run for
+    /// Gives up a task, which may still be in the queue or with an agent, and sees that it is not run for
     /// nothing.
-    fn give_up(&self, task: Task, outcome: Outcome) {
+    fn give_up(&self, task: u64, outcome: Outcome) {
+        let task = self.lock().end(task, &outcome, None);
+        if let Some(task) = task {
+            self.take_back(task, outcome);
+        }
+    }
+
+    /// The same for one that has ended.
+    fn take_back(&self, task: Task, outcome: Outcome) {
         if let Some(place) = task.place {
             self.send(Errand::Delete(place));
         }
@@ -292,21 +299,24 @@ impl Core {
 
     /// Resolves every task with an error.
     fn fail_all(&self, cause: &TaskError) {
+        let outcome = error(cause.clone());
         let tasks: Vec<_> = {
             let mut state = self.lock();
             let ids: Vec<_> = state.tasks.keys().copied().collect();
-            ids.into_iter().filter_map(|id| state.remove(id)).collect()
+            ids.into_iter().filter_map(|id| state.end(id, &outcome, None)).collect()
         };
         for task in tasks {
-            self.give_up(task, error(cause.clone()));
+            self.take_back(task, error(cause.clone()));
         }
         self.send(Errand::Look);
     }
 }
 
 impl State {
-    fn remove(&mut self, id: u64) -> Option<Task> {
+    /// Removes a task, and counts how it ended: both at once, for those who look at the counts.
+    fn end(&mut self, id: u64, outcome: &Outcome, ran: Option<Nanos>) -> Option<Task> {
         let task = self.tasks.remove(&id)?;
+        self.count(outcome, ran.map(|ran| (task.submitted_at, ran)));
         self.running -= usize::from(State::is_running(&task)).min(self.running);
         if let Some(place) = task.place {
             self.places.remove(&place);
@@ -385,10 +395,7 @@ impl Engine for Caller {
     }
 
     fn cancel(&self, cell: &Cell) {
-        let task = self.0.lock().remove(cell.id);
-        if let Some(task) = task {
-            self.0.give_up(task, error(TaskError::Cancelled));
-        }
+        self.0.give_up(cell.id, error(TaskError::Cancelled));
     }
 
     fn shut_down_task(&self, cell: &Cell) {

@@ -181,10 +181,7 @@ impl Core {
         match taken_in {
             Ok(wakers) => wakers.into_iter().for_each(Waker::wake),
             Err(Violation) => {
-                let task = self.lock().remove(key.task);
-                if let Some(task) = task {
-                    self.give_up(task, Outcome::Fault(Box::new(Fault::malformed_stream())));
-                }
+                self.give_up(key.task, Outcome::Fault(Box::new(Fault::malformed_stream())));
             }
         }
     }
@@ -248,10 +245,7 @@ impl Core {
 
     /// Ends a task as a shutdown ends all.
     pub(super) fn shut_down_task(&self, task: u64) {
-        let task = self.lock().remove(task);
-        if let Some(task) = task {
-            self.give_up(task, error(TaskError::ShutDown));
-        }
+        self.give_up(task, error(TaskError::ShutDown));
     }
 }
 

@@ -315,7 +315,6 @@ impl Core {
                 |task: &super::Task| task.taken.is_none() && now.duration_since(task.submitted) > max_wait;
             let late: Vec<_> =
                 state.tasks.iter().filter(|(_, task)| waits_too_long(task)).map(|(id, _)| *id).collect();
-            let late: Vec<_> = late.into_iter().filter_map(|id| state.remove(id)).collect();
             let is_lost = |task: &&super::Task| {
                 task.taken.as_ref().is_some_and(|taken| now.duration_since(taken.sign) > patience)
             };
