@@ -8,7 +8,7 @@ mod common;
 
 use std::sync::{LazyLock, Mutex, MutexGuard};
 
-use common::{Meeting, attend, eventually, helper, helping, panicked};
+use common::{Meeting, Open, attend, eventually, helper, helping, panicked};
 use log::kv::{Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record, debug, error, info, trace, warn};
 use procession::{Builder, ProcessPool, StartMethod};
@@ -108,7 +108,7 @@ async fn a_record_arrives_as_it_was_made(builder: Builder) {
         line!() - 1
     }
     let recorder = Recorder::set(LevelFilter::Trace);
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let line = pool.submit(task, ()).await.unwrap();
     let pairs = [("n", "integer -3"), ("real", "real 1.5"), ("flag", "flag true"), ("word", "text w")];
     let expected = Seen {
@@ -126,7 +126,7 @@ async fn a_record_arrives_as_it_was_made(builder: Builder) {
 
 async fn records_arrive_in_order_and_before_the_result(builder: Builder) {
     let recorder = Recorder::set(LevelFilter::Trace);
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     for round in 0..5u32 {
         pool.submit(|round: u32| (0..100).for_each(|n| info!("{}", 100 * round + n)), round).await.unwrap();
         assert_eq!(recorder.records().len(), 100 * (round as usize + 1));
@@ -142,7 +142,7 @@ async fn threads_and_async_tasks_are_heard(builder: Builder) {
         tokio::spawn(async { info!("spawned") }).await.unwrap();
     }
     let recorder = Recorder::set(LevelFilter::Trace);
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     pool.submit(task, ()).await.unwrap();
     assert_eq!(recorder.messages(), ["async", "thread", "spawned"]);
     pool.shutdown().await;
@@ -154,7 +154,7 @@ async fn what_was_said_before_a_panic_arrives(builder: Builder) {
         panic!("on purpose");
     }
     let recorder = Recorder::set(LevelFilter::Trace);
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     panicked(pool.submit(task, ()).await);
     assert_eq!(recorder.messages(), ["it is over"]);
     pool.shutdown().await;
@@ -166,7 +166,7 @@ async fn a_task_that_runs_for_long_is_heard_meanwhile(builder: Builder) {
         attend(&place, "task");
     }
     let recorder = Recorder::set(LevelFilter::Trace);
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let task = pool.submit(task, meeting.place());
     let guest = meeting.next().await;
@@ -179,7 +179,7 @@ async fn a_task_that_runs_for_long_is_heard_meanwhile(builder: Builder) {
 async fn a_flood_is_counted_to_the_last_record(builder: Builder) {
     const FLOOD: usize = 100_000;
     let recorder = Recorder::set(LevelFilter::Trace);
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     pool.submit(|count: usize| (0..count).for_each(|n| info!("flood {n}")), FLOOD).await.unwrap();
     let records = recorder.records().clone();
     let arrived = records.iter().filter(|record| record.message.starts_with("flood")).count();
@@ -201,7 +201,7 @@ async fn the_level_follows_the_program(builder: Builder) {
         log::max_level() as u8
     }
     let recorder = Recorder::set(LevelFilter::Warn);
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     for (name, level) in [("first", 2), ("second", 5), ("third", 0), ("fourth", 2)] {
         log::set_max_level(LevelFilter::iter().nth(level).unwrap());
         assert_eq!(usize::from(pool.submit(task, name.to_string()).await.unwrap()), level);
@@ -216,7 +216,7 @@ async fn the_logger_decides_about_each_record(builder: Builder) {
         info!("but this");
     }
     let recorder = Recorder::set(LevelFilter::Trace);
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     pool.submit(task, ()).await.unwrap();
     assert_eq!(recorder.messages(), ["but this"]);
     pool.shutdown().await;
@@ -233,7 +233,7 @@ async fn a_worker_may_have_its_own_logger(builder: Builder) {
         RECORDER.messages()
     }
     let recorder = Recorder::set(LevelFilter::Trace);
-    let pool = builder.workers(1).initializer(initializer, ()).build().unwrap();
+    let pool = builder.workers(1).initializer(initializer, ()).open().unwrap();
     assert_eq!(pool.submit(task, ()).await.unwrap(), ["in the worker"]);
     log::set_max_level(LevelFilter::Info);
     assert_eq!(pool.submit(task, ()).await.unwrap(), ["in the worker"; 2]);
@@ -247,7 +247,7 @@ async fn it_can_be_switched_off(builder: Builder) {
         log::set_logger(&*RECORDER).is_ok()
     }
     let recorder = Recorder::set(LevelFilter::Trace);
-    let pool = builder.forward_events(false).build().unwrap();
+    let pool = builder.forward_events(false).open().unwrap();
     assert!(pool.submit(task, ()).await.unwrap());
     assert!(recorder.messages().is_empty());
     pool.shutdown().await;
@@ -267,7 +267,7 @@ fn listens_late() {
     let method = if method == "Spawn" { StartMethod::Spawn } else { StartMethod::ForkServer };
     let builder = ProcessPool::builder().start_method(method).workers(1);
     common::multi_thread().block_on(async {
-        let pool = builder.build().unwrap();
+        let pool = builder.open().unwrap();
         assert!(pool.submit(|| log::max_level() == LevelFilter::Off, ()).await.unwrap());
         // Once somebody does, the same worker says something.
         let recorder = Recorder::set(LevelFilter::Info);
@@ -284,7 +284,7 @@ async fn a_logger_that_panics_takes_nothing_along(builder: Builder) {
         info!("arrives");
     }
     let recorder = Recorder::set(LevelFilter::Trace);
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     pool.submit(task, ()).await.unwrap();
     assert_eq!(recorder.messages(), ["arrives"]);
     pool.shutdown().await;

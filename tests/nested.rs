@@ -6,7 +6,7 @@
 #[macro_use]
 mod common;
 
-use common::{Meeting, attend, current_thread, gone};
+use common::{Meeting, Open, attend, current_thread, gone};
 use procession::{Builder, ProcessPool, worker};
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,7 @@ async fn a_sync_task_has_a_pool_of_its_own(builder: Builder) {
             sum
         })
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     assert_eq!(pool.submit(outer, (1..=10).collect::<Vec<_>>()).await.unwrap(), 385);
     assert_eq!(pool.submit(outer, vec![2]).await.unwrap(), 4);
     pool.shutdown().await;
@@ -45,7 +45,7 @@ async fn an_async_task_has_a_pool_of_its_own(builder: Builder) {
         pool.shutdown().await;
         (std::process::id(), inner)
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let (outer, inner) = pool.submit(outer, ()).await.unwrap();
     assert!(outer != inner && inner != std::process::id() && outer != std::process::id());
     pool.shutdown().await;
@@ -72,7 +72,7 @@ async fn descend(depth: u32) -> Depth {
 }
 
 async fn pools_nest_four_deep_and_no_deeper(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let depth = pool.submit(descend, 1).await.unwrap();
     assert_eq!(depth.workers, 4, "{depth:?}");
     let refusal = depth.refusal.to_lowercase();
@@ -85,7 +85,7 @@ async fn a_nested_pool_ends_with_its_task(builder: Builder) {
         // Neither shut down nor awaited: its runtime goes, and the pool with it.
         current_thread().block_on(async { own_pool().submit(std::process::id, ()).await.unwrap() })
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let inner = pool.submit(forgetful, ()).await.unwrap();
     gone(inner).await;
     pool.shutdown().await;
@@ -97,7 +97,7 @@ async fn a_nested_pool_dies_with_its_worker(builder: Builder) {
             own_pool().submit(|place: String| attend(&place, "inner"), place).await.unwrap();
         });
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let task = pool.submit(outer, meeting.place());
     let guest = meeting.next().await;

@@ -8,7 +8,7 @@ mod common;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use common::{Ledger, Meeting, a_worker, attend, attend_async, eventually, note};
+use common::{Ledger, Meeting, Open, a_worker, attend, attend_async, eventually, note};
 use futures::{StreamExt, TryStreamExt};
 use procession::worker::{Emit, emit};
 use procession::{Builder, Progress, ProgressWatch, StartMethod, TaskError, worker};
@@ -42,7 +42,7 @@ fn report_and_attend(done: u64, place: String) {
 }
 
 async fn it_is_seen_while_the_task_runs(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let task = pool.submit(report_and_attend, (3, meeting.place()));
     let mut watch = task.progress();
@@ -64,7 +64,7 @@ fn count_to(n: u64) -> u64 {
 }
 
 async fn the_last_report_comes_before_the_result(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     for n in [1, 2, 1000] {
         for _ in 0..20 {
             let task = pool.submit(count_to, n);
@@ -88,7 +88,7 @@ async fn a_hot_loop_sends_few_and_the_latest_wins(builder: Builder) {
         }
         done
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     a_worker(&pool).await;
     let start = Instant::now();
     let task = pool.submit(busy, Duration::from_millis(200));
@@ -106,7 +106,7 @@ async fn what_was_held_back_comes_while_the_task_is_silent(builder: Builder) {
         report(Progress::new(2));
         attend(&place, "silent");
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let task = pool.submit(twice, meeting.place());
     let mut watch = task.progress();
@@ -117,7 +117,7 @@ async fn what_was_held_back_comes_while_the_task_is_silent(builder: Builder) {
 }
 
 async fn who_asks_late_sees_the_latest(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let mut task = pool.submit(report_and_attend, (4, meeting.place()));
     let guest = meeting.next().await;
@@ -132,7 +132,7 @@ async fn who_asks_late_sees_the_latest(builder: Builder) {
 }
 
 async fn a_silent_task_has_none(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let task = pool.submit(|| (), ());
     let mut watch = task.progress();
     task.await.unwrap();
@@ -158,7 +158,7 @@ async fn it_ends_with_the_task_however_that_ends(builder: Builder) {
         }
         seen
     }
-    let pool = builder.cancel_grace(Duration::from_millis(10)).build().unwrap();
+    let pool = builder.cancel_grace(Duration::from_millis(10)).open().unwrap();
     for how in ["panic", "death", "timeout"] {
         let task = pool.task(end, how.to_string()).timeout(Duration::from_secs(1)).submit();
         let watch = task.progress();
@@ -191,7 +191,7 @@ async fn an_async_task_reports_too(builder: Builder) {
             attend_async(&place, "step").await;
         }
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let task = pool.submit(steps, meeting.place());
     let mut watch = task.progress();
@@ -205,7 +205,7 @@ async fn an_async_task_reports_too(builder: Builder) {
 }
 
 async fn watches_see_each_for_itself(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let task = pool.submit(report_and_attend, (5, meeting.place()));
     let mut first = task.progress();
@@ -246,7 +246,7 @@ async fn threads_may_report_and_may_outlive_the_task(builder: Builder) {
             note(&ledger, "done");
         });
     }
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let task = pool.submit(from_threads, ());
     let watch = task.progress();
     task.await.unwrap();
@@ -273,7 +273,7 @@ async fn a_task_that_is_run_again_begins_anew(builder: Builder) {
         }
         attempt
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let meeting = Meeting::new();
     let task = pool.task(fail_once, meeting.place()).retries(1).submit();
     let mut watch = task.progress();
@@ -297,7 +297,7 @@ async fn a_stream_reports_before_and_while_it_is_taken(builder: Builder) {
             Ok(())
         })
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let mut items = pool.stream(told, 10).window(2);
     let (mut early, mut as_stream) = (items.progress(), items.progress());
     assert_eq!(early.latest(), None);
@@ -316,7 +316,7 @@ async fn a_stream_reports_before_and_while_it_is_taken(builder: Builder) {
 }
 
 async fn a_stream_that_never_begins_has_an_end(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let dropped = pool.stream(|| 0..3_u8, ());
     let mut watch = dropped.progress();
     drop(dropped);
@@ -335,7 +335,7 @@ async fn reports_beside_a_flood_of_results(builder: Builder) {
         report(Progress::new(n).with_message("x".repeat(2000)));
         (n, vec![7; if n.is_multiple_of(7) { 50_000 } else { 100 }])
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let tasks: Vec<_> = (0..500).map(|n| pool.submit(chatty, n)).collect();
     let watches: Vec<_> = tasks.iter().map(|task| task.progress()).collect();
     for (n, task) in (0..).zip(tasks) {

@@ -193,6 +193,7 @@ fn shutting_down_under_a_stopped_fork_server_ends() {
 
 #[test]
 fn the_death_of_a_fork_server_with_many_idle_workers_does_not_break_the_pool() {
+    not_with_agents!("workers are the agents', and counted there");
     run(async {
         let pool = ProcessPool::builder().workers(6).open().unwrap();
         pool.warm_up().await.unwrap();
@@ -209,6 +210,7 @@ fn the_death_of_a_fork_server_with_many_idle_workers_does_not_break_the_pool() {
 
 #[test]
 fn a_dropped_runtime_that_never_ran_leaves_nothing() {
+    not_with_agents!("it brings a runtime of its own");
     alone(|| {
         let runtime = current_thread();
         let pool = ProcessPool::builder().min_workers(1).runtime(runtime.handle().clone()).open().unwrap();

@@ -6,7 +6,7 @@
 #[macro_use]
 mod common;
 
-use common::a_worker;
+use common::{Open, a_worker};
 use procession::{Builder, ProcessPool, Sandbox, TaskError, TimeoutReport};
 use std::hint::black_box;
 use std::time::Duration;
@@ -27,7 +27,7 @@ both! {
 const LIMIT: Duration = Duration::from_millis(100);
 
 fn reporting(builder: Builder) -> ProcessPool {
-    builder.workers(1).timeout_reports(true).task_timeout(LIMIT).build().unwrap()
+    builder.workers(1).timeout_reports(true).task_timeout(LIMIT).open().unwrap()
 }
 
 /// Has a task time out, and gives what is known of where it was.
@@ -131,7 +131,7 @@ async fn a_task_on_a_thread_of_its_own_is_found_waiting(builder: Builder) {
 async fn a_sandboxed_task_is_found(builder: Builder) {
     here_only!("nobody looks at workers elsewhere: `timeout_reports` are refused");
     let builder = builder.workers(1).timeout_reports(true).task_timeout(LIMIT);
-    let pool = match builder.sandbox(Sandbox::new()).build() {
+    let pool = match builder.sandbox(Sandbox::new()).open() {
         Ok(pool) => pool,
         Err(error) => return eprintln!("skipped: {error}"),
     };
@@ -141,7 +141,7 @@ async fn a_sandboxed_task_is_found(builder: Builder) {
 }
 
 async fn nobody_is_asked_unless_that_was_wanted(builder: Builder) {
-    let pool = builder.workers(1).task_timeout(LIMIT).build().unwrap();
+    let pool = builder.workers(1).task_timeout(LIMIT).open().unwrap();
     let mut handle = pool.submit(sleep_long, ());
     assert_matches!((&mut handle).await, Err(TaskError::TimedOut { .. }));
     assert_eq!(handle.timeout_report(), None);

@@ -7,7 +7,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Meeting, a_worker, attend, current_thread, gone, multi_thread};
+use common::{Meeting, Open, a_worker, attend, current_thread, gone, multi_thread};
 use futures::executor;
 use procession::{Builder, ProcessPool, TaskError};
 
@@ -37,7 +37,7 @@ async fn ask(pool: &ProcessPool, x: u64) {
 
 fn a_multi_thread_runtime(builder: Builder) {
     multi_thread().block_on(async {
-        let pool = builder.build().unwrap();
+        let pool = builder.open().unwrap();
         ask(&pool, 1).await;
         pool.shutdown().await;
     });
@@ -45,7 +45,7 @@ fn a_multi_thread_runtime(builder: Builder) {
 
 fn a_current_thread_runtime(builder: Builder) {
     current_thread().block_on(async {
-        let pool = builder.build().unwrap();
+        let pool = builder.open().unwrap();
         ask(&pool, 1).await;
         pool.shutdown().await;
     });
@@ -53,7 +53,7 @@ fn a_current_thread_runtime(builder: Builder) {
 
 fn a_runtime_that_is_entered_now_and_then(builder: Builder) {
     let runtime = current_thread();
-    let pool = runtime.block_on(async { builder.build().unwrap() });
+    let pool = runtime.block_on(async { builder.open().unwrap() });
     let handles: Vec<_> = (0..10u64).map(|x| pool.submit(|x: u64| x, x)).collect();
     for (x, handle) in (0..).zip(handles) {
         assert_eq!(runtime.block_on(handle).unwrap(), x);
@@ -64,14 +64,14 @@ fn a_runtime_that_is_entered_now_and_then(builder: Builder) {
 
 fn a_runtime_handed_to_the_builder(builder: Builder) {
     let runtime = multi_thread();
-    let pool = builder.runtime(runtime.handle().clone()).build().unwrap();
+    let pool = builder.runtime(runtime.handle().clone()).open().unwrap();
     executor::block_on(ask(&pool, 3));
     executor::block_on(pool.shutdown());
 }
 
 fn a_pool_of_one_runtime_used_on_another(builder: Builder) {
     let (home, abroad) = (multi_thread(), current_thread());
-    let pool = builder.runtime(home.handle().clone()).build().unwrap();
+    let pool = builder.runtime(home.handle().clone()).open().unwrap();
     abroad.block_on(async {
         ask(&pool, 4).await;
         let stuck = pool.task(|| std::thread::sleep(Duration::from_secs(3600)), ());
@@ -82,7 +82,7 @@ fn a_pool_of_one_runtime_used_on_another(builder: Builder) {
 
 fn a_handle_awaited_on_another_executor(builder: Builder) {
     let runtime = multi_thread();
-    let pool = runtime.block_on(async { builder.build().unwrap() });
+    let pool = runtime.block_on(async { builder.open().unwrap() });
     let handle = pool.submit(|x: u8| x + 1, 1);
     assert_eq!(std::thread::spawn(|| executor::block_on(handle)).join().unwrap().unwrap(), 2);
     runtime.block_on(pool.shutdown());
@@ -90,7 +90,7 @@ fn a_handle_awaited_on_another_executor(builder: Builder) {
 
 fn tasks_submitted_from_a_plain_thread(builder: Builder) {
     let runtime = multi_thread();
-    let pool = runtime.block_on(async { builder.build().unwrap() });
+    let pool = runtime.block_on(async { builder.open().unwrap() });
     let submitter = pool.clone();
     let handle = std::thread::spawn(move || submitter.submit(|x: u8| x + 1, 1)).join().unwrap();
     assert_eq!(runtime.block_on(handle).unwrap(), 2);
@@ -103,7 +103,7 @@ fn tasks_submitted_from_a_plain_thread(builder: Builder) {
 
 fn tasks_submitted_from_many_threads_at_once(builder: Builder) {
     let runtime = multi_thread();
-    let pool = runtime.block_on(async { builder.build().unwrap() });
+    let pool = runtime.block_on(async { builder.open().unwrap() });
     std::thread::scope(|scope| {
         for thread in 0..8u64 {
             let pool = pool.clone();
@@ -121,7 +121,7 @@ fn tasks_submitted_from_many_threads_at_once(builder: Builder) {
 
 fn a_pool_dropped_on_a_plain_thread(builder: Builder) {
     let runtime = multi_thread();
-    let pool = runtime.block_on(async { builder.build().unwrap() });
+    let pool = runtime.block_on(async { builder.open().unwrap() });
     let pid = runtime.block_on(a_worker(&pool));
     std::thread::spawn(|| drop(pool)).join().unwrap();
     runtime.block_on(gone(pid));
@@ -130,7 +130,7 @@ fn a_pool_dropped_on_a_plain_thread(builder: Builder) {
 fn a_handle_dropped_on_a_plain_thread(builder: Builder) {
     let runtime = multi_thread();
     runtime.block_on(async {
-        let pool = builder.cancel_grace(Duration::ZERO).build().unwrap();
+        let pool = builder.cancel_grace(Duration::ZERO).open().unwrap();
         let meeting = Meeting::new();
         let handle = pool.submit(|place: String| attend(&place, "one"), meeting.place());
         let guest = meeting.next().await;
@@ -143,7 +143,7 @@ fn a_handle_dropped_on_a_plain_thread(builder: Builder) {
 fn two_pools_on_one_runtime(method: procession::StartMethod) {
     use common::Given;
     multi_thread().block_on(async {
-        let [one, two] = [(); 2].map(|()| Builder::given(method).workers(1).build().unwrap());
+        let [one, two] = [(); 2].map(|()| Builder::given(method).workers(1).open().unwrap());
         let (a, b) = tokio::join!(a_worker(&one), a_worker(&two));
         assert_ne!(a, b);
         one.shutdown().await;
@@ -153,14 +153,14 @@ fn two_pools_on_one_runtime(method: procession::StartMethod) {
 }
 
 fn no_runtime_is_an_error(builder: Builder) {
-    let error = builder.build().map(drop).unwrap_err();
+    let error = builder.open().map(drop).unwrap_err();
     assert!(error.to_string().contains("runtime"), "{error}");
     assert!(ProcessPool::new().is_err());
 }
 
 fn a_runtime_without_drivers_is_an_error(builder: Builder) {
     let bare = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-    let error = bare.block_on(async { builder.build().map(drop).unwrap_err() });
+    let error = bare.block_on(async { builder.open().map(drop).unwrap_err() });
     assert!(!error.to_string().is_empty());
 }
 

@@ -7,7 +7,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Ledger, Meeting, a_worker, attend, attend_async, eventually, note};
+use common::{Ledger, Meeting, Open, a_worker, attend, attend_async, beside_what_runs, eventually, note};
 use futures::{StreamExt, TryStreamExt, poll, stream};
 use procession::worker::{self, Closed, Emit, emit};
 use procession::{Builder, Priority, ProcessPool, StartMethod, TaskError, TaskStream};
@@ -41,7 +41,7 @@ async fn all<T: serde::de::DeserializeOwned + 'static>(items: TaskStream<T>) -> 
 }
 
 async fn every_shape_of_function(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let expected: Vec<u64> = (0..100).collect();
 
     assert_eq!(all(pool.stream(count, 100)).await, expected);
@@ -109,7 +109,7 @@ async fn every_kind_of_item(builder: Builder) {
         anyhow::ensure!(n.is_multiple_of(2), "{n} is odd");
         Ok(n / 2)
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let shown = |items: Vec<Result<u64, TaskError>>| {
         let texts =
             items.into_iter().map(|item| item.map_or_else(|error| error.to_string(), |n| n.to_string()));
@@ -136,7 +136,7 @@ async fn every_kind_of_item(builder: Builder) {
 }
 
 async fn items_come_in_order_and_none_is_missing(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     for window in [2, 64, 10_000] {
         let mut items = pool.stream(count, 50_000).window(window);
         let mut next = 0;
@@ -152,7 +152,7 @@ async fn items_come_in_order_and_none_is_missing(builder: Builder) {
 }
 
 async fn a_window_of_one(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     for window in [0, 1] {
         assert_eq!(all(pool.stream(count, 300).window(window)).await, (0..300).collect::<Vec<_>>());
     }
@@ -195,7 +195,7 @@ async fn is_held(mut items: TaskStream<u64>, ledger: &Ledger, window: usize) {
 }
 
 async fn a_producer_is_held_by_the_window(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     for window in [1, 4, 7] {
         let ledger = Ledger::new();
         is_held(pool.stream(noted, ledger.place()).window(window), &ledger, window).await;
@@ -204,7 +204,7 @@ async fn a_producer_is_held_by_the_window(builder: Builder) {
 }
 
 async fn a_pushing_producer_is_held_too(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let ledger = Ledger::new();
     is_held(pool.stream(noted_and_pushed, ledger.place()).window(6), &ledger, 6).await;
     eventually("it finds out", || ledger.lines().last().is_some_and(|line| line == "closed")).await;
@@ -217,7 +217,7 @@ async fn an_async_producer_is_held_and_its_runtime_is_not(builder: Builder) {
         tokio::spawn(async move { attend_async(&meeting, "beside").await });
         stream::iter((0..).inspect(move |n| note(&ledger, n)))
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let (ledger, meeting) = (Ledger::new(), Meeting::new());
     let items = pool.stream(async |a: String, b: String| beside(a, b), (ledger.place(), meeting.place()));
     is_held(items.window(4), &ledger, 4).await;
@@ -248,7 +248,7 @@ async fn emitters_may_be_used_by_several_threads(builder: Builder) {
             Ok(())
         })
     }
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let mut items = all(pool.stream(from_threads, (4, 1000)).window(10)).await;
     items.sort();
     assert_eq!(items, (0..4000).collect::<Vec<_>>());
@@ -264,7 +264,7 @@ async fn emitters_may_be_used_by_several_threads(builder: Builder) {
 }
 
 async fn nothing_happens_before_the_first_poll(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let ledger = Ledger::new();
     let items = pool.stream(noted, ledger.place());
     assert_eq!(pool.stats().submitted(), 0);
@@ -281,7 +281,7 @@ async fn large_items(builder: Builder) {
     fn blocks(sizes: Vec<usize>) -> impl Iterator<Item = Vec<u8>> {
         sizes.into_iter().map(|size| vec![size as u8; size])
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let sizes: Vec<usize> = [1, 16 << 10, 32 << 10, (32 << 10) + 1, 300 << 10, 5 << 20, 1 << 20, 40 << 20, 7]
         .into_iter()
         .cycle()
@@ -313,7 +313,7 @@ async fn items_that_cannot_be_sent_fail_alone(builder: Builder) {
             serializer.serialize_newtype_struct("Odd", &self.0)
         }
     }
-    let pool = builder.max_message_size(1000).build().unwrap();
+    let pool = builder.max_message_size(1000).open().unwrap();
     let mut items = pool.stream(|n: u64| (0..n).map(Odd), 3);
     assert_matches!(items.next().await, Some(Err(TaskError::Codec(error))) if error.cause().contains("even"));
     assert_eq!(items.next().await.unwrap().unwrap().0, 1);
@@ -331,7 +331,7 @@ async fn items_that_cannot_be_sent_fail_alone(builder: Builder) {
 }
 
 async fn many_at_once(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let streams = (0..20).map(|n| all(pool.stream(count, 500 * n).window(8)));
     for (n, items) in (0..).zip(futures::future::join_all(streams).await) {
         assert_eq!(items, (0..500 * n).collect::<Vec<_>>());
@@ -348,7 +348,7 @@ async fn many_at_once(builder: Builder) {
 }
 
 async fn tasks_go_by_a_stream_that_is_held(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     // So that a worker is known to be quick, and is sent several tasks at a time.
     for _ in 0..3 {
         futures::future::join_all((0..200).map(|n: u64| pool.submit(|n: u64| n, n))).await;
@@ -366,13 +366,13 @@ async fn tasks_go_by_a_stream_that_is_held(builder: Builder) {
 }
 
 async fn in_a_bounded_queue_it_waits_for_room(builder: Builder) {
-    let pool = builder.workers(1).queue_capacity(1).build().unwrap();
+    let pool = builder.workers(1).queue_capacity(beside_what_runs(1)).open().unwrap();
     let meeting = Meeting::new();
     let place = meeting.place();
     let running = pool.submit(|place: String| attend(&place, "running"), place.clone());
     let guest = meeting.next().await;
     let waiting = pool.submit(|| (), ());
-    assert_matches!(pool.submit(|| (), ()).await, Err(TaskError::QueueFull { capacity: 1 }));
+    assert_matches!(pool.submit(|| (), ()).await, Err(TaskError::QueueFull { .. }));
     let mut items = pool.stream(count, 3).priority(Priority::High);
     assert!(poll!(items.next()).is_pending());
     // It can be cancelled there, too.
@@ -395,7 +395,7 @@ async fn what_a_task_knows_of_itself(builder: Builder) {
         let name = task.name().map(str::to_owned);
         [(task.id().get(), name, task.deadline().is_some(), std::process::id())].into_iter()
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let items = pool.stream(tell, ()).name("teller").timeout(Duration::from_secs(60));
     let (id, debug) = (items.id().get(), format!("{items:?}"));
     assert!(debug.contains("TaskStream") && debug.contains(&id.to_string()), "{debug}");

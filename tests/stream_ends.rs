@@ -8,7 +8,7 @@ mod common;
 use std::pin::Pin;
 use std::time::Duration;
 
-use common::{Ledger, Meeting, a_worker, attend, died, eventually, note, panicked};
+use common::{Ledger, Meeting, Open, a_worker, attend, died, eventually, note, panicked, shown};
 use futures::{StreamExt, TryStreamExt, poll, stream};
 use procession::worker::{Closed, Emit, emit};
 use procession::{Builder, ProcessPool, StartMethod, TaskError, TaskStream};
@@ -58,7 +58,7 @@ fn noted_and_pushed(ledger: String) -> Emit<u64> {
 }
 
 async fn dropping_it_ends_a_producer_that_is_held(builder: Builder) {
-    let pool = builder.workers(1).cancel_grace(Duration::from_secs(60)).build().unwrap();
+    let pool = builder.workers(1).cancel_grace(Duration::from_secs(60)).open().unwrap();
     let pid = a_worker(&pool).await;
     let held_iterator = Ledger::new();
     let mut items = pool.stream(noted, held_iterator.place()).window(2);
@@ -88,14 +88,14 @@ async fn dropping_it_tells_a_producer_that_runs(builder: Builder) {
             }
         })
     }
-    let pool = builder.workers(1).cancel_grace(Duration::from_secs(60)).build().unwrap();
+    let pool = builder.workers(1).cancel_grace(Duration::from_secs(60)).open().unwrap();
     let meeting = Meeting::new();
     let mut items = pool.stream(attending, meeting.place());
     for n in 0..5 {
         assert_eq!(items.next().await.unwrap().unwrap(), n);
     }
     let guest = meeting.next().await;
-    assert_eq!(items.worker_pid(), Some(guest.pid));
+    shown("its worker", || items.worker_pid() == Some(guest.pid)).await;
     drop(items);
     let next = pool.submit(std::process::id, ());
     let pid = guest.pid;
@@ -112,7 +112,7 @@ async fn dropping_it_kills_a_producer_that_does_not_listen(builder: Builder) {
             None
         })
     }
-    let pool = builder.cancel_grace(Duration::from_millis(10)).build().unwrap();
+    let pool = builder.cancel_grace(Duration::from_millis(10)).open().unwrap();
     let meeting = Meeting::new();
     let mut items = pool.stream(attending, meeting.place());
     assert!(poll!(items.next()).is_pending());
@@ -124,7 +124,7 @@ async fn dropping_it_kills_a_producer_that_does_not_listen(builder: Builder) {
 }
 
 async fn cancelled_from_elsewhere(builder: Builder) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     // While it runs: what has arrived comes first.
     let ledger = Ledger::new();
     let mut items = pool.stream(noted, ledger.place()).window(10);
@@ -162,7 +162,7 @@ async fn a_crash_in_mid_stream(builder: Builder) {
             }
         })
     };
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     for n in [0, 1, 40, 1000] {
         let (items, error) = until_error(pool.stream(crash, n)).await;
         assert_eq!(items, (0..n).collect::<Vec<_>>());
@@ -175,7 +175,7 @@ async fn a_crash_in_mid_stream(builder: Builder) {
 async fn a_panic_in_mid_stream(builder: Builder) {
     let fall = |n: u64| (0..).inspect(move |at| assert!(*at < n, "no further than {n}"));
     let async_fall = |n: u64| stream::iter((0..).inspect(move |at| assert!(*at < n, "no further than {n}")));
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     for n in [0, 40, 1000] {
         for items in [pool.stream(fall, n), pool.stream(async_fall, n)] {
             let (items, error) = until_error(items).await;
@@ -194,7 +194,7 @@ async fn an_error_in_mid_stream(builder: Builder) {
             anyhow::bail!("no further than {n}")
         })
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let (items, error) = until_error(pool.stream(fail, 100)).await;
     assert_eq!(items, (0..100).collect::<Vec<_>>());
     assert_matches!(error, TaskError::Failed(error) if error.to_string() == "no further than 100");
@@ -209,7 +209,7 @@ async fn time_runs_out_in_mid_stream(builder: Builder) {
             }
         })
     };
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let limit = Duration::from_millis(200);
     let (items, error) = until_error(pool.stream(hang, 10).timeout(limit)).await;
     assert_eq!(items, (0..10).collect::<Vec<_>>());
@@ -219,7 +219,7 @@ async fn time_runs_out_in_mid_stream(builder: Builder) {
 
 async fn time_in_which_it_is_held_counts(builder: Builder) {
     let limit = Duration::from_millis(200);
-    let pool = builder.task_timeout(limit).build().unwrap();
+    let pool = builder.task_timeout(limit).open().unwrap();
     let mut items = pool.stream(count, 1_000_000).window(10);
     assert_eq!(items.next().await.unwrap().unwrap(), 0);
     eventually("its time is up", || pool.stats().timed_out() == 1).await;
@@ -231,7 +231,7 @@ async fn time_in_which_it_is_held_counts(builder: Builder) {
 }
 
 async fn a_shutdown_waits_for_it(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let mut items = pool.stream(count, 5000);
     assert_eq!(items.next().await.unwrap().unwrap(), 0);
     let (items, ()) = tokio::join!(all(items), pool.shutdown());
@@ -243,7 +243,7 @@ async fn a_shutdown_waits_for_it(builder: Builder) {
 fn a_shutdown_does_not_wait_for_a_consumer_that_waits_for_it() {
     use common::Given;
     common::run(async {
-        let pool = Builder::given(StartMethod::ForkServer).build().unwrap();
+        let pool = Builder::given(StartMethod::ForkServer).open().unwrap();
         let mut held = pool.stream(count, 5000).window(10);
         let done = pool.stream(count, 10).window(10);
         assert_eq!(held.next().await.unwrap().unwrap(), 0);
@@ -259,7 +259,7 @@ fn a_shutdown_does_not_wait_for_a_consumer_that_waits_for_it() {
 }
 
 async fn a_shutdown_now_ends_it(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let mut items = pool.stream(count, 5000).window(10);
     assert_eq!(items.next().await.unwrap().unwrap(), 0);
     let mut other = pool.stream(count, 5000).window(10);
@@ -273,7 +273,7 @@ async fn a_shutdown_now_ends_it(builder: Builder) {
 }
 
 async fn a_pool_that_is_shut_down_has_no_streams(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let mut items = pool.stream(count, 3);
     pool.shutdown().await;
     assert_matches!(items.next().await, Some(Err(TaskError::ShutDown)));
@@ -281,7 +281,7 @@ async fn a_pool_that_is_shut_down_has_no_streams(builder: Builder) {
 }
 
 async fn it_keeps_its_pool(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let first = pool.stream(count, 1000);
     let mut second = pool.stream(count, 1000);
     assert_eq!(second.next().await.unwrap().unwrap(), 0);

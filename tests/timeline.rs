@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{Guest, Meeting, attend, eventually, shown};
+use common::{Guest, Meeting, Open, attend, eventually, shown};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use procession::{Builder, PoolError, ProcessPool, StartMethod, TaskError, TaskStatus};
@@ -127,7 +127,7 @@ fn double(n: u64) -> u64 {
 
 async fn every_task_is_a_slice_on_the_track_of_its_worker(builder: Builder) {
     let place = Place::new();
-    let pool = builder.name("doublers").timeline(place.path()).build().unwrap();
+    let pool = builder.name("doublers").open_with(|ours| ours.timeline(place.path())).unwrap();
     let names = ["plain", "qu\"o\\te", "line\nfeed \u{1}\u{7f}", "Größe 🦀 \u{2028}", "</script>"];
     let mut pids = BTreeSet::new();
     for (n, name) in names.iter().enumerate() {
@@ -173,7 +173,7 @@ async fn every_task_is_a_slice_on_the_track_of_its_worker(builder: Builder) {
 async fn slices_of_a_worker_do_not_overlap(builder: Builder) {
     const TASKS: u64 = 5_000;
     let place = Place::new();
-    let pool = builder.timeline(place.path()).build().unwrap();
+    let pool = builder.open_with(|ours| ours.timeline(place.path())).unwrap();
     let tasks: FuturesUnordered<_> = (0..TASKS).map(|n| pool.submit(double, n)).collect();
     assert_eq!(tasks.filter(|outcome| std::future::ready(outcome.is_ok())).count().await as u64, TASKS);
     pool.shutdown().await;
@@ -187,7 +187,7 @@ async fn slices_of_a_worker_do_not_overlap(builder: Builder) {
 async fn chunks_do_not_overlap(builder: Builder) {
     const ITEMS: u64 = 20_000;
     let place = Place::new();
-    let pool = builder.timeline(place.path()).build().unwrap();
+    let pool = builder.open_with(|ours| ours.timeline(place.path())).unwrap();
     assert_eq!(pool.map(double, 0..ITEMS).chunk_size(50).count().await as u64, ITEMS);
     pool.shutdown().await;
     let trace = Trace::read(&place.path());
@@ -205,7 +205,11 @@ fn die_once(mark: String) {
 
 async fn retries_and_deaths_are_shown(builder: Builder) {
     let place = Place::new();
-    let pool = builder.workers(1).cancel_grace(Duration::ZERO).timeline(place.path()).build().unwrap();
+    let pool = builder
+        .workers(1)
+        .cancel_grace(Duration::ZERO)
+        .open_with(|ours| ours.timeline(place.path()))
+        .unwrap();
     let mark = place.0.path().join("mark").to_str().unwrap().to_string();
     pool.task(die_once, mark).name("dies once").retries(1).await.unwrap();
     let meeting = Meeting::new();
@@ -267,7 +271,7 @@ async fn retries_and_deaths_are_shown(builder: Builder) {
 
 async fn tasks_that_no_worker_began_are_told_beside(builder: Builder) {
     let place = Place::new();
-    let pool = builder.workers(1).queue_capacity(1).timeline(place.path()).build().unwrap();
+    let pool = builder.workers(1).queue_capacity(1).open_with(|ours| ours.timeline(place.path())).unwrap();
     let meeting = Meeting::new();
     let first = pool.submit(|at: String| attend(&at, "a"), meeting.place());
     let guest = meeting.next().await;
@@ -288,7 +292,7 @@ async fn tasks_that_no_worker_began_are_told_beside(builder: Builder) {
 
 async fn a_crash_leaves_a_file_that_can_be_loaded(builder: Builder) {
     let place = Place::new();
-    let pool = builder.timeline(place.path()).build().unwrap();
+    let pool = builder.open_with(|ours| ours.timeline(place.path())).unwrap();
     // It is good before anything has happened, and while things do.
     assert_eq!(Trace::read_cut(&place.path()).named("process_name").len(), 1);
     for round in 1..=3 {
@@ -305,7 +309,7 @@ async fn a_crash_leaves_a_file_that_can_be_loaded(builder: Builder) {
 
 async fn a_pool_that_is_dropped_finishes_its_file(builder: Builder) {
     let place = Place::new();
-    let pool = builder.timeline(place.path()).build().unwrap();
+    let pool = builder.open_with(|ours| ours.timeline(place.path())).unwrap();
     pool.submit(double, 1).detach();
     drop(pool);
     eventually("the file is complete", || fs::read(place.path()).unwrap().ends_with(b"]\n")).await;
@@ -442,7 +446,7 @@ fn a_start_that_fails_is_told() {
         let place = Place::new();
         let never = || -> anyhow::Result<()> { anyhow::bail!("no \"model\" here") };
         let builder = ProcessPool::builder().workers(1).start_method(StartMethod::ForkServer);
-        let pool = builder.initializer(never, ()).timeline(place.path()).build().unwrap();
+        let pool = builder.initializer(never, ()).open_with(|ours| ours.timeline(place.path())).unwrap();
         assert_matches!(pool.task(double, 1).name("waits").await, Err(TaskError::PoolBroken(_)));
         pool.shutdown().await;
         let trace = Trace::read(&place.path());

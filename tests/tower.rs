@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, StatusCode};
 use axum::routing::get;
-use common::{Guest, Ledger, Meeting, attend, died, note, panicked, shown};
+use common::{Guest, Ledger, Meeting, Open, attend, beside_what_runs, died, note, panicked, shown};
 use futures::future::{join_all, try_join_all};
 use futures::poll;
 use procession::{Builder, PoolService, PoolStats, Priority, ProcessPool, TaskError, worker};
@@ -47,7 +47,7 @@ both! {
 
 /// A pool of one worker, which is at a task until the guest is let go.
 async fn occupied(builder: Builder) -> (ProcessPool, Guest) {
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let meeting = Meeting::new();
     pool.submit(attend_as_occupant, meeting.place()).detach();
     let guest = meeting.next().await;
@@ -79,7 +79,7 @@ async fn a_service_calls_its_function(builder: Builder) {
     async fn join(words: Vec<String>, by: String) -> anyhow::Result<String> {
         Ok(words.join(&by))
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let mut one = pool.service(double);
     assert_eq!(one.ready().await.unwrap().call(4).await.unwrap(), 8);
     let mut none = pool.service(|| 7u8);
@@ -106,7 +106,7 @@ async fn a_service_without_a_bound_is_always_ready(builder: Builder) {
 }
 
 async fn readiness_wakes_up_when_there_is_room(builder: Builder) {
-    let (pool, guest) = occupied(builder.queue_capacity(1)).await;
+    let (pool, guest) = occupied(builder.queue_capacity(beside_what_runs(1))).await;
     let queued = pool.submit(double, 1);
     let mut service = pool.service(double);
     assert!(!is_ready(&mut service).await);
@@ -119,6 +119,7 @@ async fn readiness_wakes_up_when_there_is_room(builder: Builder) {
 }
 
 async fn a_ready_service_has_a_place_until_it_is_called_or_dropped(builder: Builder) {
+    not_with_agents!("a queue keeps no places");
     let (pool, guest) = occupied(builder.queue_capacity(2)).await;
     let (mut called, mut dropped): (Double, Double) = (pool.service(double), pool.service(double));
     assert!(is_ready(&mut called).await && is_ready(&mut dropped).await);
@@ -134,7 +135,7 @@ async fn a_ready_service_has_a_place_until_it_is_called_or_dropped(builder: Buil
 }
 
 async fn a_service_that_waits_and_is_dropped_holds_nobody_up(builder: Builder) {
-    let (pool, guest) = occupied(builder.queue_capacity(0)).await;
+    let (pool, guest) = occupied(builder.queue_capacity(beside_what_runs(0))).await;
     let (mut first, mut second): (Double, Double) = (pool.service(double), pool.service(double));
     assert!(!is_ready(&mut first).await && !is_ready(&mut second).await);
     drop(first);
@@ -144,6 +145,7 @@ async fn a_service_that_waits_and_is_dropped_holds_nobody_up(builder: Builder) {
 }
 
 async fn a_clone_is_not_ready(builder: Builder) {
+    not_with_agents!("a queue keeps no places");
     let (pool, guest) = occupied(builder.queue_capacity(1)).await;
     let mut service: Double = pool.service(double);
     assert!(is_ready(&mut service).await);
@@ -158,10 +160,10 @@ async fn a_clone_is_not_ready(builder: Builder) {
 }
 
 async fn a_call_without_a_place_is_a_submit(builder: Builder) {
-    let (pool, guest) = occupied(builder.queue_capacity(1)).await;
+    let (pool, guest) = occupied(builder.queue_capacity(beside_what_runs(1))).await;
     let mut service: Double = pool.service(double);
     let accepted = service.call(1);
-    assert_matches!(service.call(2).await, Err(TaskError::QueueFull { capacity: 1 }));
+    assert_matches!(service.call(2).await, Err(TaskError::QueueFull { .. }));
     drop(guest);
     assert_eq!(accepted.await.unwrap(), 2);
     pool.shutdown().await;
@@ -170,7 +172,7 @@ async fn a_call_without_a_place_is_a_submit(builder: Builder) {
 
 async fn a_service_is_not_ready_after_shutdown(builder: Builder) {
     for builder in [builder.clone(), builder.queue_capacity(1)] {
-        let pool = builder.build().unwrap();
+        let pool = builder.open().unwrap();
         let mut service: Double = pool.service(double);
         assert!(is_ready(&mut service).await);
         pool.shutdown().await;
@@ -181,7 +183,7 @@ async fn a_service_is_not_ready_after_shutdown(builder: Builder) {
 }
 
 async fn a_service_that_waits_hears_of_shutdown(builder: Builder) {
-    let (pool, guest) = occupied(builder.queue_capacity(0)).await;
+    let (pool, guest) = occupied(builder.queue_capacity(beside_what_runs(0))).await;
     let mut service: Double = pool.service(double);
     assert!(!is_ready(&mut service).await);
     let (outcome, ()) = futures::join!(service.ready(), pool.shutdown_now());
@@ -190,7 +192,7 @@ async fn a_service_that_waits_hears_of_shutdown(builder: Builder) {
 }
 
 async fn a_place_is_no_use_after_shutdown(builder: Builder) {
-    let pool = builder.queue_capacity(1).build().unwrap();
+    let pool = builder.queue_capacity(1).open().unwrap();
     let mut service: Double = pool.service(double);
     assert!(is_ready(&mut service).await);
     pool.shutdown().await;
@@ -198,7 +200,7 @@ async fn a_place_is_no_use_after_shutdown(builder: Builder) {
 }
 
 async fn a_dropped_response_cancels_the_task(builder: Builder) {
-    let (pool, guest) = occupied(builder.queue_capacity(1)).await;
+    let (pool, guest) = occupied(builder.queue_capacity(beside_what_runs(1))).await;
     let ledger = Ledger::new();
     let mut service = pool.service(|place: String| note(&place, "ran"));
     drop(service.ready().await.unwrap().call(ledger.place()));
@@ -216,7 +218,7 @@ async fn what_each_task_is_told(builder: Builder) {
         }
         (task.name().map(str::to_owned), task.deadline().is_some(), task.attempt())
     }
-    let pool = builder.clone().build().unwrap();
+    let pool = builder.clone().open().unwrap();
     let service = pool.service(terms).name("terms").retries(1).timeout(Duration::from_secs(1000));
     for service in [service.clone(), service] {
         assert_eq!(service.oneshot(()).await.unwrap(), (Some("terms".to_owned()), true, 2));
@@ -235,7 +237,7 @@ async fn what_each_task_is_told(builder: Builder) {
 }
 
 async fn errors_come_as_they_are(builder: Builder) {
-    let pool = builder.max_message_size(1000).build().unwrap();
+    let pool = builder.max_message_size(1000).open().unwrap();
     let panics = pool.service(|n: u32| if n > 0 { panic!("{n}") } else { n });
     assert_eq!(panicked(panics.clone().oneshot(3).await).message(), "3");
     assert!(format!("{panics:?}").contains("tower.rs"), "{panics:?}");
@@ -247,7 +249,8 @@ async fn errors_come_as_they_are(builder: Builder) {
 }
 
 async fn a_timeout_layer_frees_the_worker(builder: Builder) {
-    let pool = builder.workers(1).queue_capacity(0).cancel_grace(Duration::ZERO).build().unwrap();
+    let pool =
+        builder.workers(1).queue_capacity(beside_what_runs(0)).cancel_grace(Duration::ZERO).open().unwrap();
     pool.warm_up().await.unwrap();
     let meeting = Meeting::new();
     let service = ServiceBuilder::new()
@@ -262,7 +265,7 @@ async fn a_timeout_layer_frees_the_worker(builder: Builder) {
 }
 
 async fn a_full_queue_is_shed(builder: Builder) {
-    let (pool, guest) = occupied(builder.queue_capacity(1)).await;
+    let (pool, guest) = occupied(builder.queue_capacity(beside_what_runs(1))).await;
     let mut service = ServiceBuilder::new().load_shed().service(pool.service(double));
     let accepted = service.ready().await.unwrap().call(1);
     for _ in 0..10 {
@@ -279,7 +282,7 @@ async fn a_full_queue_is_shed(builder: Builder) {
 }
 
 async fn a_concurrency_limit_bounds_what_runs(builder: Builder) {
-    let pool = builder.workers(2).build().unwrap();
+    let pool = builder.workers(2).open().unwrap();
     let meeting = Meeting::new();
     let service = ServiceBuilder::new()
         .concurrency_limit(1)
@@ -328,7 +331,7 @@ fn die_first(place: String, times: usize) -> usize {
 }
 
 async fn a_retry_layer_repeats_a_crash(builder: Builder) {
-    let pool = builder.queue_capacity(1).build().unwrap();
+    let pool = builder.queue_capacity(1).open().unwrap();
     let service = ServiceBuilder::new().retry(Repeat(2)).service(pool.service(die_first));
     let ledger = Ledger::new();
     assert_eq!(service.clone().oneshot((ledger.place(), 2)).await.unwrap(), 3);
@@ -339,7 +342,7 @@ async fn a_retry_layer_repeats_a_crash(builder: Builder) {
 }
 
 async fn a_buffer_waits_for_room(builder: Builder) {
-    let (pool, guest) = occupied(builder.queue_capacity(1)).await;
+    let (pool, guest) = occupied(builder.queue_capacity(beside_what_runs(1))).await;
     let service = ServiceBuilder::new().buffer(16).service(pool.service(double));
     let calls = (0..10).map(|n| tokio::spawn(service.clone().oneshot(n)));
     let calls: Vec<_> = calls.collect();
@@ -353,7 +356,7 @@ async fn a_buffer_waits_for_room(builder: Builder) {
 }
 
 async fn layers_on_layers(builder: Builder) {
-    let pool = builder.queue_capacity(4).build().unwrap();
+    let pool = builder.queue_capacity(4).open().unwrap();
     let service = ServiceBuilder::new()
         .buffer(64)
         .concurrency_limit(4)
@@ -376,7 +379,8 @@ async fn layers_on_layers(builder: Builder) {
 
 /// However its places were taken, all of them are there in the end.
 async fn places_are_not_lost(builder: Builder) {
-    let pool = builder.workers(2).queue_capacity(3).build().unwrap();
+    not_with_agents!("a queue keeps no places");
+    let pool = builder.workers(2).queue_capacity(3).open().unwrap();
     let service = pool.service(|n: u32| match n % 4 {
         0 => std::process::abort(),
         1 => panic!("as told"),
@@ -420,7 +424,7 @@ async fn an_axum_handler_calls_it(builder: Builder) {
         let answer = answer.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         Ok(answer.to_string())
     }
-    let pool = builder.queue_capacity(4).build().unwrap();
+    let pool = builder.queue_capacity(4).open().unwrap();
     let careful = |n: u32| n.checked_mul(2).expect("too much");
     let app = Router::new().route("/double/{n}", get(doubled)).with_state(pool.service(careful));
     let response = app.clone().oneshot(get_from("/double/21")).await.unwrap();
@@ -439,7 +443,7 @@ async fn an_axum_service_sheds(builder: Builder) {
             false => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         }
     }
-    let (pool, guest) = occupied(builder.queue_capacity(0)).await;
+    let (pool, guest) = occupied(builder.queue_capacity(beside_what_runs(0))).await;
     let service = ServiceBuilder::new()
         .layer(axum::error_handling::HandleErrorLayer::new(shed))
         .load_shed()

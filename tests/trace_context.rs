@@ -8,7 +8,7 @@ mod common;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use common::current_thread;
+use common::{Open, current_thread};
 use futures::StreamExt;
 use procession::{Builder, ProcessPool, TraceContext, worker};
 
@@ -45,13 +45,13 @@ fn span_of(context: Option<TraceContext>) -> u32 {
 }
 
 async fn a_task_without_a_trace_has_none(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     assert_eq!(pool.submit(seen, ()).await.unwrap(), None);
     pool.shutdown().await;
 }
 
 async fn a_task_has_the_trace_that_it_was_given(builder: Builder) {
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let given = context(5);
     let seen = pool.task(seen, ()).trace_context(given.clone()).await.unwrap().unwrap();
     assert_eq!(seen, given);
@@ -61,7 +61,7 @@ async fn a_task_has_the_trace_that_it_was_given(builder: Builder) {
 }
 
 async fn the_pool_asks_for_the_trace_at_each_submit(builder: Builder) {
-    let pool = builder.trace_context(next).build().unwrap();
+    let pool = builder.trace_context(next).open().unwrap();
     let first = span_of(pool.submit(seen, ()).await.unwrap());
     let handles: Vec<_> = (0..10).map(|_| pool.submit(seen, ())).collect();
     for (n, handle) in (1..).zip(handles) {
@@ -71,14 +71,14 @@ async fn the_pool_asks_for_the_trace_at_each_submit(builder: Builder) {
 }
 
 async fn what_a_task_was_given_goes_before_what_the_pool_is_told(builder: Builder) {
-    let pool = builder.trace_context(next).build().unwrap();
+    let pool = builder.trace_context(next).open().unwrap();
     let given = context(0xffff_ffff);
     assert_eq!(pool.task(seen, ()).trace_context(given.clone()).await.unwrap(), Some(given));
     pool.shutdown().await;
 }
 
 async fn the_items_of_a_map_have_the_trace_of_the_map(builder: Builder) {
-    let pool = builder.trace_context(next).build().unwrap();
+    let pool = builder.trace_context(next).open().unwrap();
     let spans: Vec<_> = pool.map(|_: u32| seen(), 0..100).map(|seen| span_of(seen.unwrap())).collect().await;
     assert!(spans.iter().all(|span| *span == spans[0]), "{spans:?}");
     pool.shutdown().await;
@@ -92,7 +92,7 @@ async fn retries_have_the_same_trace(builder: Builder) {
         }
         (attempt, seen())
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let outcome = pool.task(third_time_lucky, ()).retries(5).trace_context(context(9)).await;
     assert_eq!(outcome.unwrap(), (3, Some(context(9))));
     pool.shutdown().await;
@@ -111,7 +111,7 @@ async fn tasks_of_tasks_have_the_same_trace(builder: Builder) {
             vec![inherited, given, asked_for]
         })
     }
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let seen = pool.task(outer, ()).trace_context(context(3)).await.unwrap();
     assert_eq!(seen, [3, 8, 7].map(|span| Some(context(span))));
     assert_eq!(pool.submit(outer, ()).await.unwrap(), [None, Some(context(8)), Some(context(7))]);
@@ -122,7 +122,7 @@ async fn an_initializer_has_no_trace(builder: Builder) {
     fn initializer() {
         assert_eq!(seen(), None);
     }
-    let pool = builder.trace_context(next).initializer(initializer, ()).build().unwrap();
+    let pool = builder.trace_context(next).initializer(initializer, ()).open().unwrap();
     assert!(pool.submit(seen, ()).await.unwrap().is_some());
     pool.shutdown().await;
 }

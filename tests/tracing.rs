@@ -17,7 +17,7 @@ mod recorder;
 
 use std::fmt;
 
-use common::{Meeting, attend, current_thread, died, eventually, panicked};
+use common::{Meeting, Open, attend, current_thread, died, eventually, panicked};
 use futures::StreamExt;
 use procession::{Builder, ProcessPool, TaskError, worker};
 use recorder::{Recorder, Seen, Told};
@@ -99,7 +99,7 @@ async fn an_event_arrives_as_it_was_made(builder: Builder) {
         (line, line!() - 1)
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let (line, other_line) = info_span!("request").in_scope(|| pool.submit(task, ())).await.unwrap();
     let event = the_event(&recorder, "hello world");
     assert_eq!(event.path, ["request"]);
@@ -143,7 +143,7 @@ async fn spans_arrive_and_close_in_order(builder: Builder) {
         info!("five");
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     info_span!("request").in_scope(|| pool.submit(task, ())).await.unwrap();
     let story = [
         "open request",
@@ -184,7 +184,7 @@ async fn what_becomes_of_a_span_later_arrives(builder: Builder) {
         info!(parent: &again, "in the second");
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     pool.submit(task, ()).await.unwrap();
     assert_eq!(
         recorder.span("first").seen.fields,
@@ -210,7 +210,7 @@ async fn async_tasks_keep_to_their_spans(builder: Builder) {
         info!("done");
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     async { pool.submit(task, ()).await.unwrap() }.instrument(info_span!("request")).await;
     for name in ["left", "right", "spawned"] {
         let is_its = |event: &&Seen| event.fields.contains(&("name", Told::Str(name.into())));
@@ -238,7 +238,7 @@ async fn threads_of_a_task_are_heard(builder: Builder) {
         threads.collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap());
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     info_span!("request").in_scope(|| pool.submit(task, ())).await.unwrap();
     for (message, path) in [("outside", vec!["request"]), ("inside", vec!["request", "work"])] {
         let events = recorder.events();
@@ -253,6 +253,7 @@ async fn threads_of_a_task_are_heard(builder: Builder) {
 }
 
 async fn a_thread_that_outlives_its_task_is_heard(builder: Builder) {
+    not_with_agents!("what is no task's is told to the agent's program");
     fn task(place: String) {
         std::thread::spawn(move || {
             attend(&place, "thread");
@@ -260,7 +261,7 @@ async fn a_thread_that_outlives_its_task_is_heard(builder: Builder) {
         });
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let meeting = Meeting::new();
     info_span!("request").in_scope(|| pool.submit(task, meeting.place())).await.unwrap();
     drop(meeting.next().await);
@@ -273,7 +274,7 @@ async fn a_thread_that_outlives_its_task_is_heard(builder: Builder) {
 
 async fn tasks_without_a_span_have_none(builder: Builder) {
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     pool.submit(|| info!("alone"), ()).await.unwrap();
     let event = the_event(&recorder, "alone");
     assert!(event.is_explicit && event.path.is_empty());
@@ -282,7 +283,7 @@ async fn tasks_without_a_span_have_none(builder: Builder) {
 
 async fn each_task_is_in_its_own_span(builder: Builder) {
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let tasks = (0..50u64).map(|n| {
         let task = |n: u64| info!(n, "here");
         info_span!("request", n).in_scope(|| pool.submit(task, n))
@@ -296,7 +297,7 @@ async fn each_task_is_in_its_own_span(builder: Builder) {
 
 async fn items_of_a_map_are_in_the_span_of_the_map(builder: Builder) {
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let task = |n: u64| info_span!("item", n).in_scope(|| info!(n, "here"));
     let map = info_span!("all").in_scope(|| pool.map(task, 0..40u64));
     assert_eq!(map.filter(|done| std::future::ready(done.is_ok())).count().await, 40);
@@ -314,7 +315,7 @@ async fn the_items_of_a_stream_are_in_its_span(builder: Builder) {
         (0..count).inspect(|n| info!(n, "item"))
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     let stream = info_span!("request").in_scope(|| pool.stream(numbers, 20));
     let items: Vec<_> = stream.map(Result::unwrap).collect().await;
     assert_eq!(items, (0..20).collect::<Vec<_>>());
@@ -325,11 +326,12 @@ async fn the_items_of_a_stream_are_in_its_span(builder: Builder) {
 }
 
 async fn an_initializer_is_heard(builder: Builder) {
+    not_with_agents!("what is no task's is told to the agent's program");
     fn initializer(text: String) {
         info_span!("setting up").in_scope(|| info!("{text}"));
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).initializer(initializer, "ready".to_string()).build().unwrap();
+    let pool = builder.workers(1).initializer(initializer, "ready".to_string()).open().unwrap();
     info_span!("request").in_scope(|| pool.submit(|| info!("task"), ())).await.unwrap();
     assert_eq!(the_event(&recorder, "ready").path, ["setting up"]);
     assert_eq!(the_event(&recorder, "task").path, ["request"]);
@@ -338,12 +340,13 @@ async fn an_initializer_is_heard(builder: Builder) {
 }
 
 async fn an_initializer_that_fails_is_heard(builder: Builder) {
+    not_with_agents!("what is no task's is told to the agent's program");
     fn initializer() {
         error!("it does not work");
         panic!("no");
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).initializer(initializer, ()).build().unwrap();
+    let pool = builder.workers(1).initializer(initializer, ()).open().unwrap();
     assert_matches!(pool.submit(|| (), ()).await, Err(TaskError::PoolBroken(_)));
     assert!(recorder.messages().contains(&"it does not work".to_string()), "{:?}", recorder.story());
     pool.shutdown().await;
@@ -351,7 +354,7 @@ async fn an_initializer_that_fails_is_heard(builder: Builder) {
 
 async fn what_was_said_before_a_panic_or_a_death_arrives(builder: Builder) {
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     fn say(count: u64) {
         (0..count).for_each(|n| info!(n, "before"));
     }
@@ -382,7 +385,7 @@ async fn a_task_that_runs_for_long_is_heard_meanwhile(builder: Builder) {
         attend(&place, "task");
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let meeting = Meeting::new();
     let task = pool.submit(task, meeting.place());
     let guest = meeting.next().await;
@@ -402,7 +405,7 @@ async fn a_cancelled_task_leaves_no_span_open(builder: Builder) {
         attend(&place, "task");
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let meeting = Meeting::new();
     let task = info_span!("request").in_scope(|| pool.submit(task, meeting.place()));
     let queued = info_span!("queued").in_scope(|| pool.submit(|| (), ()));
@@ -424,7 +427,7 @@ async fn spans_that_a_task_leaves_open_are_closed(builder: Builder) {
         info!("in it");
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     info_span!("request").in_scope(|| pool.submit(task, ())).await.unwrap();
     assert_eq!(the_event(&recorder, "in it").path, ["request", "forgotten"]);
     recorder.expect_all_closed();
@@ -441,7 +444,7 @@ async fn retries_stay_in_the_span(builder: Builder) {
         attempt
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let task = info_span!("request").in_scope(|| pool.task(task, ()).retries(5).submit());
     assert_eq!(task.await.unwrap(), 3);
     assert_eq!(recorder.messages(), ["attempt 1", "attempt 2", "attempt 3"]);
@@ -462,7 +465,7 @@ async fn tasks_of_tasks_are_in_the_span(builder: Builder) {
         });
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     info_span!("request").in_scope(|| pool.submit(outer, ())).await.unwrap();
     assert_eq!(the_event(&recorder, "outer").path, ["request"]);
     assert_eq!(the_event(&recorder, "inner").path, ["request"]);
@@ -475,7 +478,7 @@ async fn tasks_of_tasks_are_in_the_span(builder: Builder) {
 
 async fn a_subscriber_that_panics_takes_nothing_along(builder: Builder) {
     let (recorder, guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let tasks: Vec<_> =
         (0..20u64).map(|n| pool.submit(|n: u64| info_span!("s").in_scope(|| info!(n)), n)).collect();
     recorder.panic_from_now_on();

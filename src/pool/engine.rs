@@ -44,6 +44,10 @@ pub(super) trait Engine: Send + Sync {
     /// The process that has begun a task, and that it has.
     fn whereabouts(&self, cell: &Cell) -> Option<(u32, bool)>;
 
+    /// Whether there is room for another task, by what this pool has in the queue itself.
+    #[cfg(feature = "tower")]
+    fn has_room(&self) -> bool;
+
     /// Waits for room in the queue.
     fn room(&self) -> BoxFuture<'_, Result<(), TaskError>>;
 

@@ -2,7 +2,7 @@
 
 use super::ProcessPool;
 use super::handle::TaskHandle;
-use super::submit::TaskBuilder;
+use super::submit::{Permit, TaskBuilder};
 use crate::task::{Arguments, Fault, Priority, TaskError, TaskRef};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::sync::PollSemaphore;
+use tokio_util::sync::{PollSemaphore, ReusableBoxFuture};
 use tower_service::Service;
 
 impl ProcessPool {
@@ -35,6 +35,8 @@ impl ProcessPool {
             terms: Terms::default(),
             room: self.shared().room.clone().map(PollSemaphore::new),
             place: None,
+            reserving: None,
+            is_reserved: false,
             result: PhantomData,
         }
     }
@@ -84,6 +86,10 @@ pub struct PoolService<A, T> {
     /// Room in the queue, if it is bounded, and the turn among those who wait for it.
     room: Option<PollSemaphore>,
     place: Option<OwnedSemaphorePermit>,
+    /// Where the queue is not this pool's: waits for room in it.
+    reserving: Option<ReusableBoxFuture<'static, Result<Permit, TaskError>>>,
+    /// There was room in it.
+    is_reserved: bool,
     result: PhantomData<fn() -> T>,
 }
 
@@ -150,7 +156,7 @@ impl<A, T: DeserializeOwned + 'static> Service<A> for PoolService<A, T> {
     /// [`TaskError::ShutDown`] when the pool is shut down, before or meanwhile.
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), TaskError>> {
         if self.pool.is_shut_down() {
-            self.place = None;
+            (self.place, self.reserving) = (None, None);
             return Poll::Ready(Err(TaskError::ShutDown));
         }
         if let (Some(room), None) = (&mut self.room, &self.place) {
@@ -158,6 +164,19 @@ impl<A, T: DeserializeOwned + 'static> Service<A> for PoolService<A, T> {
                 Some(place) => self.place = Some(place),
                 None => return Poll::Ready(Err(TaskError::ShutDown)),
             }
+        }
+        match &self.pool.shared().engine {
+            Some(engine) if !self.is_reserved => {
+                // Whoever sheds load asks once, and does not wait for a server's word.
+                if self.reserving.is_some() || !engine.has_room() {
+                    let reserve = || ReusableBoxFuture::new(Permit::reserve(self.pool.clone()));
+                    let reserved = ready!(self.reserving.get_or_insert_with(reserve).poll(context));
+                    self.reserving = None;
+                    drop(reserved?);
+                }
+                self.is_reserved = true;
+            }
+            _ => {}
         }
         Poll::Ready(Ok(()))
     }
@@ -167,7 +186,8 @@ impl<A, T: DeserializeOwned + 'static> Service<A> for PoolService<A, T> {
     /// Whatever goes wrong is what the future gives; without a place, also a full queue.
     fn call(&mut self, arguments: A) -> TaskHandle<T> {
         let place = self.place.take();
-        self.request(arguments).with_place(place).submit()
+        let is_reserved = std::mem::take(&mut self.is_reserved);
+        self.request(arguments).with_place(place).reserved(is_reserved).submit()
     }
 }
 
@@ -181,6 +201,8 @@ impl<A, T> Clone for PoolService<A, T> {
             terms: self.terms.clone(),
             room: self.room.clone(),
             place: None,
+            reserving: None,
+            is_reserved: false,
             result: PhantomData,
         }
     }
@@ -190,7 +212,7 @@ impl<A, T> fmt::Debug for PoolService<A, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolService")
             .field("task", &format_args!("{}", self.task.label))
-            .field("has_place", &self.place.is_some())
+            .field("has_place", &(self.place.is_some() || self.is_reserved))
             .finish_non_exhaustive()
     }
 }

@@ -77,6 +77,13 @@ impl<T> TaskBuilder<T> {
         self
     }
 
+    /// Whether there has been room in a queue that keeps no places.
+    #[cfg(feature = "tower")]
+    pub(super) fn reserved(mut self, is_reserved: bool) -> TaskBuilder<T> {
+        self.order.is_reserved = is_reserved;
+        self
+    }
+
     /// Submits the task, as [`ProcessPool::submit`] does.
     pub fn submit(mut self) -> TaskHandle<T> {
         let given = self.order.origin.trace.take();

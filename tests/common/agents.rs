@@ -23,13 +23,13 @@ fn opened() -> Vec<Opened> {
     std::mem::take(&mut *OPENED.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A pool, and an agent with the same settings.
-pub fn open(builder: Builder, server: &str) -> Result<ProcessPool, PoolError> {
+/// A pool, and an agent with these settings.
+pub fn open(ours: Builder, agents: Builder, server: &str) -> Result<ProcessPool, PoolError> {
     let now = UNIX_EPOCH.elapsed().unwrap().as_nanos();
     let name = format!("{}-{now}", std::process::id());
     let queue = Queue::at(server).prefix(PREFIX).name(&name).ack_wait(Duration::from_secs(10));
-    let pool = builder.clone().nats(queue.clone()).build()?;
-    let agent = tokio::spawn(async { Agent::start(queue, builder).await.unwrap() });
+    let pool = ours.nats(queue.clone()).build()?;
+    let agent = tokio::spawn(async { Agent::start(queue, agents).await.unwrap() });
     OPENED.lock().unwrap_or_else(PoisonError::into_inner).push(Opened { name, agent });
     Ok(pool)
 }

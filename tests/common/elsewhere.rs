@@ -41,17 +41,27 @@ pub fn server() -> Option<String> {
     way().filter(|way| way.starts_with("nats://"))
 }
 
+/// How large a queue is in which so many tasks may wait while one runs. That of agents counts both.
+pub fn beside_what_runs(waiting: usize) -> usize {
+    waiting + usize::from(server().is_some())
+}
+
 /// Building a pool wherever its tasks are to be run.
-pub trait Open {
-    fn open(self) -> Result<ProcessPool, PoolError>;
+pub trait Open: Sized {
+    fn open(self) -> Result<ProcessPool, PoolError> {
+        self.open_with(|ours| ours)
+    }
+
+    /// With settings that an agent is not to have.
+    fn open_with(self, ours: impl FnOnce(Self) -> Self) -> Result<ProcessPool, PoolError>;
 }
 
 impl Open for Builder {
-    fn open(self) -> Result<ProcessPool, PoolError> {
+    fn open_with(self, ours: impl FnOnce(Builder) -> Builder) -> Result<ProcessPool, PoolError> {
         match server() {
             #[cfg(feature = "nats")]
-            Some(server) => super::agents::open(self, &server),
-            _ => self.build(),
+            Some(server) => super::agents::open(ours(self.clone()), self, &server),
+            _ => ours(self).build(),
         }
     }
 }

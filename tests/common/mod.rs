@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use procession::{Builder, Panic, ProcessPool, StartMethod, TaskError, WorkerExit};
 use tokio::runtime::Runtime;
 
-pub use elsewhere::{Open, is_elsewhere, placed, server, way};
+pub use elsewhere::{Open, beside_what_runs, is_elsewhere, placed, server, way};
 pub use leftovers::{Process, Scene, descendants, descriptors, gone, is_alive, parent_of, processes};
 pub use meeting::{Guest, Ledger, Meeting, attend, attend_async, note};
 pub use programs::{built_program, helper, helper_at, helping};

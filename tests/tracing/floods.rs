@@ -6,7 +6,7 @@ use std::time::Instant;
 use procession::Builder;
 use tracing::{Level, info, info_span};
 
-use crate::common::eventually;
+use crate::common::{Open, eventually};
 use crate::recorder::{Recorder, Told};
 use crate::the_event;
 
@@ -34,7 +34,7 @@ const FLOOD: u64 = 100_000;
 
 async fn a_flood_is_counted_to_the_last_event(builder: Builder) {
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let flood = |count: u64| (0..count).for_each(|n| info!(n, "flood"));
     info_span!("request").in_scope(|| pool.submit(flood, FLOOD)).await.unwrap();
     let (arrived, dropped) = tally(&recorder);
@@ -62,7 +62,7 @@ async fn a_flood_from_many_threads_is_counted(builder: Builder) {
         threads.collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap());
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     pool.submit(flood, FLOOD).await.unwrap();
     let (arrived, dropped) = tally(&recorder);
     assert_eq!(arrived + dropped, FLOOD);
@@ -82,7 +82,7 @@ async fn a_flood_slows_the_task_no_more_than_writing_would(builder: Builder) {
         (said.as_nanos() as u64, start.elapsed().as_nanos() as u64)
     }
     let (_recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     let (said, written) = pool.submit(both_ways, FLOOD).await.unwrap();
     assert!(said < 20 * written, "{said} ns rather than {written}");
     pool.shutdown().await;
@@ -99,7 +99,7 @@ async fn too_many_spans_are_counted_and_their_events_arrive(builder: Builder) {
         spans.last().unwrap().in_scope(|| info!("in the last"));
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.workers(1).build().unwrap();
+    let pool = builder.workers(1).open().unwrap();
     info_span!("request").in_scope(|| pool.submit(task, ())).await.unwrap();
     let spans =
         recorder.spans().iter().filter(|span| span.seen.metadata.name() == "one of many").count() as u64;
@@ -127,7 +127,7 @@ async fn long_texts_are_cut(builder: Builder) {
         info!(endless = ?Endless, "second");
     }
     let (recorder, _guard) = Recorder::set();
-    let pool = builder.build().unwrap();
+    let pool = builder.open().unwrap();
     pool.submit(task, ()).await.unwrap();
     let events = recorder.events();
     assert_eq!(events.len(), 2);

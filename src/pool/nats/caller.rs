@@ -316,6 +316,8 @@ impl State {
     /// Removes a task, and counts how it ended: both at once, for those who look at the counts.
     fn end(&mut self, id: u64, outcome: &Outcome, ran: Option<Nanos>) -> Option<Task> {
         let task = self.tasks.remove(&id)?;
+        let began = task.taken.as_ref().and_then(|taken| taken.began);
+        let ran = ran.or(began.map(|began| monotonic_now().saturating_sub(began)));
         self.count(outcome, ran.map(|ran| (task.submitted_at, ran)));
         self.running -= usize::from(State::is_running(&task)).min(self.running);
         if let Some(place) = task.place {
@@ -418,6 +420,11 @@ impl Engine for Caller {
 
     fn room(&self) -> BoxFuture<'_, Result<(), TaskError>> {
         publish::room(&self.0).boxed()
+    }
+
+    #[cfg(feature = "tower")]
+    fn has_room(&self) -> bool {
+        publish::has_room(&self.0)
     }
 
     fn width(&self) -> usize {

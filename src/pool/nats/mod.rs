@@ -69,19 +69,23 @@ impl Builder {
     /// * [`queue_capacity`](Builder::queue_capacity) is a property of the queue: the most unfinished tasks,
     ///   waiting or running, of a build and a priority, whichever pool they are from. Each pool that says
     ///   one sets it for all. [`reserve`](crate::ProcessPool::reserve) waits for room but keeps no place;
-    ///   a task that is submitted with its permit waits on where others were faster.
+    ///   a task that is submitted with its permit waits on where others were faster. So does one that is
+    ///   called of a `PoolService` that is ready, which is so by the tasks of its own pool.
     /// * [`warm_up`](crate::ProcessPool::warm_up) waits until the queue is reached and there is an agent.
     /// * Reports of progress come up to 50 ms later, the last of them with the result.
     /// * What tasks log is told to this program, as ever, but is lost while there is no connection, and
     ///   counted then. Where nobody listens here, or `Builder::forward_events` is off, it is told to the agent's
-    ///   program.
-    /// * Of workers, metrics have how many all known agents have, of any pool's tasks. Starts and ends are
-    ///   counted by the agents ([`Agent::stats`], and their metrics): here
-    ///   [`workers_started`](crate::PoolStats::workers_started) and
-    ///   [`workers_died`](crate::PoolStats::workers_died) are 0.
+    ///   program, as is what workers say that is no task's: in an initializer, after a task's end, or once the
+    ///   task was cancelled.
+    /// * Workers are the agents', and outlive the pool. Of them, this pool's statistics and metrics have how
+    ///   many all known agents have, of any pool's tasks. Starts and ends are counted by the agents
+    ///   ([`Agent::stats`], and their metrics): here [`workers_started`](crate::PoolStats::workers_started),
+    ///   [`workers_died`](crate::PoolStats::workers_died) and
+    ///   [`workers_recycled`](crate::PoolStats::workers_recycled) are 0.
     /// * A task that takes less than about a millisecond may never be seen as running.
     /// * [`shutdown_now`](crate::ProcessPool::shutdown_now) takes back what waits and has agents cancel what
-    ///   runs, as far as the server can be reached.
+    ///   runs, as far as the server can be reached; what runs then has its agent's
+    ///   [`cancel_grace`](Builder::cancel_grace). So it is when a shutdown's time is over.
     pub fn nats(mut self, queue: Queue) -> Builder {
         self.queue = Some(queue);
         self

@@ -257,6 +257,13 @@ pub(super) async fn room(core: &Arc<Core>) -> Result<(), TaskError> {
     }
 }
 
+/// Whether there is, as far as this pool's own tasks go.
+#[cfg(feature = "tower")]
+pub(super) fn has_room(core: &Core) -> bool {
+    let capacity = core.link.borrow().as_ref().map_or(core.capacity, |link| link.capacity);
+    capacity.is_none_or(|capacity| core.lock().tasks.len() < capacity)
+}
+
 /// How many unfinished tasks of this build and normal priority there are.
 async fn length(link: &Link) -> u64 {
     let level = LEVELS[1];
