@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{Guest, Meeting, Open, attend, eventually, shown};
+use common::{Guest, Meeting, Open, attend, beside_what_runs, eventually, shown};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use procession::{Builder, PoolError, ProcessPool, StartMethod, TaskError, TaskStatus};
@@ -126,6 +126,7 @@ fn double(n: u64) -> u64 {
 }
 
 async fn every_task_is_a_slice_on_the_track_of_its_worker(builder: Builder) {
+    not_with_agents!("a task of less than a millisecond is a moment on the pool's own track");
     let place = Place::new();
     let pool = builder.name("doublers").open_with(|ours| ours.timeline(place.path())).unwrap();
     let names = ["plain", "qu\"o\\te", "line\nfeed \u{1}\u{7f}", "Größe 🦀 \u{2028}", "</script>"];
@@ -171,6 +172,7 @@ async fn every_task_is_a_slice_on_the_track_of_its_worker(builder: Builder) {
 }
 
 async fn slices_of_a_worker_do_not_overlap(builder: Builder) {
+    not_with_agents!("a task of less than a millisecond is a moment on the pool's own track");
     const TASKS: u64 = 5_000;
     let place = Place::new();
     let pool = builder.open_with(|ours| ours.timeline(place.path())).unwrap();
@@ -185,6 +187,7 @@ async fn slices_of_a_worker_do_not_overlap(builder: Builder) {
 }
 
 async fn chunks_do_not_overlap(builder: Builder) {
+    not_with_agents!("a task of less than a millisecond is a moment on the pool's own track");
     const ITEMS: u64 = 20_000;
     let place = Place::new();
     let pool = builder.open_with(|ours| ours.timeline(place.path())).unwrap();
@@ -246,6 +249,7 @@ async fn retries_and_deaths_are_shown(builder: Builder) {
         assert_eq!(trace.named(name)[0]["ph"], "X", "{name}");
     }
     trace.expect_no_overlap();
+    not_with_agents!("what becomes of a worker is told to its agent's program");
     for (name, task) in [
         ("worker died: signalled", "dies once"),
         ("worker died: timed_out", "stays"),
@@ -271,7 +275,11 @@ async fn retries_and_deaths_are_shown(builder: Builder) {
 
 async fn tasks_that_no_worker_began_are_told_beside(builder: Builder) {
     let place = Place::new();
-    let pool = builder.workers(1).queue_capacity(1).open_with(|ours| ours.timeline(place.path())).unwrap();
+    let pool = builder
+        .workers(1)
+        .queue_capacity(beside_what_runs(1))
+        .open_with(|ours| ours.timeline(place.path()))
+        .unwrap();
     let meeting = Meeting::new();
     let first = pool.submit(|at: String| attend(&at, "a"), meeting.place());
     let guest = meeting.next().await;
@@ -291,6 +299,7 @@ async fn tasks_that_no_worker_began_are_told_beside(builder: Builder) {
 }
 
 async fn a_crash_leaves_a_file_that_can_be_loaded(builder: Builder) {
+    not_with_agents!("a task of less than a millisecond is a moment on the pool's own track");
     let place = Place::new();
     let pool = builder.open_with(|ours| ours.timeline(place.path())).unwrap();
     // It is good before anything has happened, and while things do.
@@ -308,6 +317,7 @@ async fn a_crash_leaves_a_file_that_can_be_loaded(builder: Builder) {
 }
 
 async fn a_pool_that_is_dropped_finishes_its_file(builder: Builder) {
+    not_with_agents!("a task of less than a millisecond is a moment on the pool's own track");
     let place = Place::new();
     let pool = builder.open_with(|ours| ours.timeline(place.path())).unwrap();
     pool.submit(double, 1).detach();
@@ -450,9 +460,10 @@ fn a_start_that_fails_is_told() {
         assert_matches!(pool.task(double, 1).name("waits").await, Err(TaskError::PoolBroken(_)));
         pool.shutdown().await;
         let trace = Trace::read(&place.path());
+        assert_eq!(trace.attempts("waits"), [(0, "pool_broken")]);
+        not_with_agents!("what becomes of a worker is told to its agent's program");
         let failures = trace.named("start failed");
         assert_eq!(failures.len(), 3);
         assert!(failures[0]["args"]["reason"].as_str().unwrap().contains("no \"model\" here"));
-        assert_eq!(trace.attempts("waits"), [(0, "pool_broken")]);
     });
 }

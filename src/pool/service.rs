@@ -168,7 +168,9 @@ impl<A, T: DeserializeOwned + 'static> Service<A> for PoolService<A, T> {
         match &self.pool.shared().engine {
             Some(engine) if !self.is_reserved => {
                 // Whoever sheds load asks once, and does not wait for a server's word.
-                if self.reserving.is_some() || !engine.has_room() {
+                if engine.has_room() {
+                    self.reserving = None;
+                } else {
                     let reserve = || ReusableBoxFuture::new(Permit::reserve(self.pool.clone()));
                     let reserved = ready!(self.reserving.get_or_insert_with(reserve).poll(context));
                     self.reserving = None;

@@ -98,6 +98,8 @@ struct LastWord {
 
 #[derive(Default)]
 struct State {
+    /// What is not yet in the pool, and whether it was cancelled.
+    waiting: HashMap<Id, bool>,
     /// What runs, by caller and number.
     running: HashMap<Id, Arc<Cell>>,
     /// Who waits for a confirmation.
@@ -284,6 +286,27 @@ impl Inner {
 }
 
 impl State {
+    /// Takes a submission in hand, if its caller is there and it was not here before.
+    fn take_in_hand(&mut self, id: &Id) -> bool {
+        let is_new = !self.left.contains(&id.caller) && self.seen.insert(id.clone());
+        if is_new {
+            self.waiting.insert(id.clone(), false);
+        }
+        is_new
+    }
+
+    /// Notes that a task of a caller is cancelled, or that all are, of those that are not yet in the pool.
+    fn call_off(&mut self, caller: &str, key: Option<Key>) {
+        for (id, is_cancelled) in &mut self.waiting {
+            *is_cancelled |= *id.caller == *caller && key.is_none_or(|key| id.key == key);
+        }
+    }
+
+    /// Whether a submission in hand may begin: nobody has cancelled it, and its caller is there.
+    fn is_wanted(&self, id: &Id) -> bool {
+        self.waiting.get(id) == Some(&false) && !self.left.contains(&id.caller)
+    }
+
     /// Notes that a caller has ended, and forgets the oldest.
     fn remember_left(&mut self, caller: Arc<str>) {
         self.left.push_back(caller);
@@ -294,11 +317,33 @@ impl State {
 
     /// Notes that a submission is done, and forgets the oldest.
     fn forget(&mut self, id: Id) {
+        self.waiting.remove(&id);
         self.done.push_back(id);
         if self.done.len() > REMEMBERED
             && let Some(oldest) = self.done.pop_front()
         {
             self.seen.remove(&oldest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_cancelled_before_it_is_in_the_pool_is_not_wanted() {
+        let id = |task| Id { caller: "caller".into(), key: Key { task, attempt: 1, hop: 0 } };
+        let mut state = State::default();
+        assert!([1, 2].iter().all(|task| state.take_in_hand(&id(*task))));
+        assert!(!state.take_in_hand(&id(1)), "it is here already");
+        state.call_off("caller", Some(id(1).key));
+        state.call_off("caller", Some(id(3).key));
+        assert!(!state.is_wanted(&id(1)) && state.is_wanted(&id(2)));
+        assert!(state.take_in_hand(&id(3)) && state.is_wanted(&id(3)), "only what is in hand");
+        state.forget(id(1));
+        state.remember_left("caller".into());
+        assert!(!state.is_wanted(&id(2)) && !state.take_in_hand(&id(4)));
+        assert_eq!(state.waiting.len(), 2);
     }
 }

@@ -280,6 +280,7 @@ impl Inner {
             let is_meant = |id: &Id| *id.caller == *caller && key.is_none_or(|key| id.key == key);
             let cells: Vec<_> =
                 state.running.iter().filter(|(id, _)| is_meant(id)).map(|(_, cell)| cell.clone()).collect();
+            state.call_off(caller, key);
             for (_, stream) in state.flows.iter().filter(|(id, _)| is_meant(id)) {
                 stream.send_modify(Heard::cancel);
             }

@@ -124,14 +124,12 @@ impl Job {
             return None;
         }
         let id = Id { caller, key: head.key };
-        {
-            let mut state = inner.lock();
-            if state.left.contains(&id.caller) || !state.seen.insert(id.clone()) {
-                return None;
-            }
+        if !inner.lock().take_in_hand(&id) {
+            return None;
         }
         let job = Job { inner, head, body, id, reply_to, ack, pid: AtomicU32::new(0) };
         if age(published) > u128::from(job.head.max_wait) {
+            job.inner.lock().waiting.remove(&job.id);
             tokio::spawn(async move { job.clear_up().await });
             return None;
         }
@@ -239,11 +237,17 @@ impl Job {
             alias: Some(Alias { id: self.head.key.task, attempts: self.head.key.attempt.saturating_sub(1) }),
             ..Order::default()
         };
+        // It may have been cancelled while its arguments were fetched.
+        if !self.inner.lock().is_wanted(&self.id) {
+            return failed(TaskError::Cancelled);
+        }
         let cell = self.inner.pool.shared().submit(task, Ok(body), order);
         let is_wanted = {
             let mut state = self.inner.lock();
             state.running.insert(self.id.clone(), cell.clone());
-            !state.left.contains(&self.id.caller)
+            let is_wanted = state.is_wanted(&self.id);
+            state.waiting.remove(&self.id);
+            is_wanted
         };
         if !is_wanted {
             self.inner.pool.shared().cancel(&cell);
