@@ -11,8 +11,10 @@ mod serve;
 mod voices;
 mod work;
 
+use super::link::{Link, NoLink, consumer_config};
 use super::message::Key;
-use super::queue::{LEVELS, Link, NoLink, Queue, consumer_config};
+use super::names::LEVELS;
+use super::queue::Queue;
 use crate::pool::ProcessPool;
 use crate::pool::builder::Builder;
 use crate::pool::cell::Cell;

@@ -50,7 +50,7 @@ pub(super) struct Core {
     errands: mpsc::UnboundedSender<Errand>,
     state: Mutex<State>,
     /// How many tasks of a priority there are, for those who wait for room; asked by the engine's life.
-    link: watch::Sender<Option<Arc<super::queue::Link>>>,
+    link: watch::Sender<Option<Arc<super::link::Link>>>,
     terminated: CancellationToken,
 }
 
@@ -513,7 +513,7 @@ impl Core {
 /// The priorities that open tasks have.
 impl State {
     fn levels(&self) -> impl Iterator<Item = Priority> {
-        super::queue::LEVELS
+        super::names::LEVELS
             .into_iter()
             .filter(|level| self.tasks.values().any(|task| task.terms.priority == *level))
     }

@@ -36,7 +36,9 @@
 
 mod agent;
 mod caller;
+mod link;
 mod message;
+mod names;
 mod objects;
 mod queue;
 mod report;

@@ -1,7 +1,8 @@
 //! The life of an agent: asks for tasks, starts them, listens to callers, and drains in the end.
 
+use super::super::link::Link;
 use super::super::message::{Key, ToAgent, unpack};
-use super::super::queue::{Link, level_of};
+use super::super::names::level_of;
 use super::flow::Heard;
 use super::pulls::{Pulls, Turn};
 use super::{Id, Inner, care, work};

@@ -1,8 +1,8 @@
 //! The caller's end of streams: takes in packets in their order, each once, makes items of them again, and
 //! tells agents what has arrived and what was taken.
 
+use super::super::link::Link;
 use super::super::message::{Flow, GOES_ON, IS_FAULT, Key, ToAgent, pack, take_piece};
-use super::super::queue::Link;
 use super::{Core, Errand, error};
 use crate::pool::cell::{Cell, Outcome};
 use crate::pool::inflow::{Grant, Inflow, MAX_FAULT};

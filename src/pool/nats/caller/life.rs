@@ -1,7 +1,7 @@
 //! The life of a caller: connects, listens, looks after time, and clears up in the end.
 
+use super::super::link::{Link, NoLink};
 use super::super::message::{ToAgent, pack};
-use super::super::queue::{Link, NoLink};
 use super::{Core, Errand, Stage, overdue, publish};
 use crate::pool::clock::WATCH_LIMIT;
 use crate::task::{PoolError, TaskError};

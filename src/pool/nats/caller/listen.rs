@@ -1,9 +1,9 @@
 //! What agents and the server tell.
 
+use super::super::link::Link;
 use super::super::message::{
     Advisory, AnswerHead, Key, News, Place, Presence, ToAgent, ToCaller, WorkerNote, pack, take_apart, unpack,
 };
-use super::super::queue::Link;
 use super::{Core, Errand, Known, State, Taken};
 use crate::pool::cell::{Cell, Outcome};
 use crate::pool::stats::{WorkerInfo, WorkerState};

@@ -1,6 +1,6 @@
 //! What the server has given up.
 
-use super::super::queue::Link;
+use super::super::link::Link;
 use super::{Core, Key};
 use crate::task::Priority;
 use std::time::Duration;

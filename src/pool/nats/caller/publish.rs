@@ -1,7 +1,8 @@
 //! Bringing a task into the queue.
 
+use super::super::link::{DUPLICATES, Link};
 use super::super::message::{Key, Place, REPLY_TO, TaskHead, VERSION, pack};
-use super::super::queue::{DUPLICATES, LEVELS, Link};
+use super::super::names::LEVELS;
 use super::{Core, Stage, error};
 use crate::task::{PoolError, TaskError};
 use async_nats::HeaderMap;
