@@ -321,9 +321,12 @@ impl<T> Pulls<T> {
         }
     }
 
-    /// When something is to be looked at again, beside what comes.
-    pub(super) fn wake_at(&self) -> Option<Instant> {
-        let is_waiting = self.levels.iter().any(|level| level.asked < self.width.saturating_sub(self.busy));
+    /// When something is to be looked at again, beside what comes. While nothing can be asked for, as there is
+    /// no connection, or a probe is to be answered first, it is of no use to look whether it should be.
+    pub(super) fn wake_at(&self, may_ask: bool) -> Option<Instant> {
+        let may_ask = may_ask && !self.open.values().any(|open| open.is_probe);
+        let free = self.width.saturating_sub(self.busy);
+        let is_waiting = may_ask && self.levels.iter().any(|level| level.asked < free);
         let calm = is_waiting.then(|| self.quiet_since + CALM);
         let too_long = self.kept.iter().map(|kept| kept.since + KEEP);
         self.open.values().map(|open| open.end).chain(calm).chain(too_long).min()

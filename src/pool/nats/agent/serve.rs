@@ -23,6 +23,9 @@ const ASKING: Duration = Duration::from_secs(1);
 /// When so long nothing has come, nothing is on the way, as a rule.
 const QUIET: Duration = Duration::from_millis(30);
 
+/// So long nothing is asked for when the server has refused to answer.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// The header by which the server says how many tasks it did not have.
 const MISSING: &str = "Nats-Pending-Messages";
 
@@ -47,7 +50,8 @@ pub(super) async fn subscribe(inner: &Inner) -> Result<Ears, String> {
         own: subscribe(names.to(me)).await?,
         roll_call: subscribe(names.roll_call()).await?,
         advisories: client
-            .queue_subscribe(names.advisories(), "agents".into())
+            // One of each build: others do not know what to make of it.
+            .queue_subscribe(names.advisories(), names.build.clone())
             .await
             .map_err(|error| error.to_string())?,
     })
@@ -63,16 +67,18 @@ pub(super) async fn live(inner: Arc<Inner>, mut ears: Ears, _closed: DropGuard) 
         freed,
         inbox: ears.inbox.clone(),
         came: 0,
+        refused_until: None,
     };
     let mut beats = tokio::time::interval(inner.queue.beat().min(Duration::from_secs(5)));
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connects = inner.link.connects();
     while !inner.stopping.is_cancelled() {
-        // Before that there may be nobody to answer.
-        if inner.link.is_known() {
+        let may_ask = server.may_ask();
+        if may_ask {
             server.ask().await;
         }
-        let wake_at = server.pulls.wake_at().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let wake_at = server.pulls.wake_at(may_ask).into_iter().chain(server.refused_until).min();
+        let wake_at = wake_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
             () = inner.stopping.cancelled() => {}
             Some(message) = ears.tasks.next() => server.take(message),
@@ -111,9 +117,30 @@ struct Server {
     inbox: String,
     /// How many messages have come in answer to requests.
     came: u64,
+    /// Until when nothing is asked for, since the server has refused to answer.
+    refused_until: Option<Instant>,
 }
 
 impl Server {
+    /// Whether there is somebody to answer, as far as is known.
+    fn may_ask(&mut self) -> bool {
+        self.refused_until = self.refused_until.filter(|until| Instant::now() < *until);
+        self.refused_until.is_none() && self.inner.link.is_known()
+    }
+
+    /// The server does not answer requests, perhaps since the queue or its consumers are gone.
+    fn refused(&mut self, now: Instant) {
+        if self.refused_until.is_none() {
+            self.refused_until = Some(now + PAUSE);
+            let inner = self.inner.clone();
+            tokio::spawn(async move {
+                // A server that is about to remove a queue does not take another one by that name well.
+                tokio::time::sleep(PAUSE / 2).await;
+                care::make_sure(inner).await;
+            });
+        }
+    }
+
     /// Asks for as many tasks as there are workers for.
     async fn ask(&mut self) {
         let Link { client, names, .. } = &self.inner.link;
@@ -168,10 +195,13 @@ impl Server {
             }
             // It is still there.
             Some(StatusCode::IDLE_HEARTBEAT) | None => {}
-            Some(_) => {
+            Some(status) => {
                 let missing = message.headers.as_ref().and_then(|headers| headers.get(MISSING));
                 let missing = missing.and_then(|missing| missing.as_str().parse().ok());
                 self.pulls.ended(last.parse().unwrap_or(0), missing, now);
+                if !matches!(status, StatusCode::NOT_FOUND | StatusCode::TIMEOUT) {
+                    self.refused(now);
+                }
             }
         }
     }

@@ -129,7 +129,11 @@ impl Job {
         }
         let job = Job { inner, head, body, id, reply_to, ack, pid: AtomicU32::new(0) };
         if age(published) > u128::from(job.head.max_wait) {
-            job.inner.lock().waiting.remove(&job.id);
+            {
+                let mut state = job.inner.lock();
+                state.waiting.remove(&job.id);
+                state.forget(job.id.clone());
+            }
             tokio::spawn(async move { job.clear_up().await });
             return None;
         }

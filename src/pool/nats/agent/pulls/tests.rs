@@ -57,7 +57,7 @@ fn with_nothing_to_do_it_waits_on_all_levels() {
     assert_eq!((normal.level, normal.tasks, normal.wait), (Priority::Normal, 2, Some(LONG_WAIT)));
     assert_eq!(pulls.next(start), None);
     let calm = start + CALM;
-    assert_eq!(pulls.wake_at(), Some(calm));
+    assert_eq!(pulls.wake_at(true), Some(calm));
     let also: Vec<_> = std::iter::from_fn(|| pulls.next(calm)).map(|request| request.level).collect();
     assert_eq!(also, [Priority::High, Priority::Low]);
 }
@@ -129,7 +129,7 @@ fn what_came_ahead_of_a_long_one_is_handed_back() {
     let now = Instant::now();
     let mut pulls = with_tasks_ahead(now);
     assert_eq!(pulls.kept_too_long(now + KEEP / 2), None);
-    assert_eq!(pulls.wake_at().map(|at| at <= now + KEEP), Some(true));
+    assert_eq!(pulls.wake_at(true).map(|at| at <= now + KEEP), Some(true));
     let back: Vec<_> = std::iter::from_fn(|| pulls.kept_too_long(now + KEEP)).collect();
     assert_eq!(back, [0, 1, 2, 3, 4]);
     assert_eq!(pulls.freed(LONG, now + LONG), None);
@@ -144,6 +144,24 @@ fn what_is_urgent_begins_before_what_came_ahead() {
     assert_eq!(pulls.came(Priority::High, 9, 0, now), Turn::Later);
     let order: Vec<_> = (0..3).filter_map(|_| pulls.freed(SHORT, now)).collect();
     assert_eq!(order, [9, 8, 7]);
+}
+
+/// Else an agent would do nothing else.
+#[test]
+fn nobody_looks_again_and_again_at_what_cannot_be_asked_for() {
+    let start = Instant::now();
+    let mut pulls = calm(1, start);
+    let later = start + CALM;
+    assert_eq!(std::iter::from_fn(|| pulls.next(later)).count(), 3);
+    // The connection is lost, and with it the answers.
+    let end = later + LONG_WAIT + GRACE;
+    pulls.expire(end);
+    assert_eq!(pulls.wake_at(false), None);
+    // With another one a probe is on its way, and the server takes its time.
+    pulls.lost();
+    assert!(pulls.next(end).unwrap().wait.is_none());
+    assert_eq!(pulls.next(end + CALM), None);
+    assert_eq!(pulls.wake_at(true), Some(end + GRACE));
 }
 
 #[derive(Clone, Debug)]
