@@ -235,6 +235,7 @@ fn settings_that_make_no_sense() {
             Queue::at("nats://127.0.0.1").prefix("a-b"),
             Queue::at("nats://127.0.0.1").ack_wait(Duration::from_millis(1)),
             Queue::at("nats://127.0.0.1").max_wait(Duration::ZERO),
+            Queue::at("nats://127.0.0.1").reply_patience(Duration::ZERO),
             Queue::at("nats://127.0.0.1").replicas(0),
             Queue::at("what is this"),
         ] {

@@ -6,6 +6,9 @@ use async_nats::{ConnectOptions, ServerAddr};
 use std::fmt;
 use std::time::Duration;
 
+/// What is longer is for ever: servers count no more than 292 years, in nanoseconds.
+const LONGEST: Duration = Duration::from_secs(50 * 365 * 24 * 3600);
+
 /// A queue on a NATS server with JetStream, as callers and agents are told of it. Both must be told the
 /// same, but for the address and the credentials.
 ///
@@ -79,7 +82,7 @@ impl Queue {
     /// After how much time without a sign of life an agent counts as lost, with the tasks that it has; 30
     /// seconds by default, 100 ms at least. While a task runs its agent gives one every third of this.
     pub fn ack_wait(mut self, time: Duration) -> Queue {
-        self.ack_wait = time;
+        self.ack_wait = time.min(LONGEST);
         self
     }
 
@@ -87,13 +90,14 @@ impl Queue {
     /// [`TaskError::TimedOut`](crate::TaskError::TimedOut); a day by default. If its caller is gone, agents
     /// drop it after this time, by their clock and the server's, and the server after one more hour.
     pub fn max_wait(mut self, time: Duration) -> Queue {
-        self.max_wait = time;
+        self.max_wait = time.min(LONGEST);
         self
     }
 
-    /// How long an agent keeps and repeats an answer that its caller does not confirm; a minute by default.
+    /// How long an agent keeps and repeats an answer that its caller does not confirm; a minute by default, 100 ms at
+    /// least.
     pub fn reply_patience(mut self, time: Duration) -> Queue {
-        self.reply_patience = time;
+        self.reply_patience = time.min(LONGEST);
         self
     }
 
@@ -121,6 +125,10 @@ impl Queue {
             (!is_word(&self.prefix, b"_"), "the queue's prefix must be 1 to 64 letters, digits and `_`"),
             (self.ack_wait < Duration::from_millis(100), "the queue's `ack_wait` must be at least 100 ms"),
             (self.max_wait < Duration::from_millis(100), "the queue's `max_wait` must be at least 100 ms"),
+            (
+                self.reply_patience < Duration::from_millis(100),
+                "the queue's `reply_patience` must be at least 100 ms",
+            ),
             (!(1..=5).contains(&self.replicas), "the queue's `replicas` must be 1 to 5"),
         ];
         match complaints.iter().find(|(is_wrong, _)| *is_wrong) {

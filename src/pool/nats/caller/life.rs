@@ -170,7 +170,7 @@ struct Office {
 impl Office {
     async fn listen(&self, mut ears: Ears, todo: &mut UnboundedReceiver<Errand>) {
         let Office { core, link, errands, .. } = self;
-        let beat = core.queue.beat().min(Duration::from_millis(250));
+        let beat = core.queue.beat().min(Duration::from_millis(250)).min(core.queue.reply_patience / 4);
         let mut ticks = tokio::time::interval(beat);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut audit_at = Instant::now() + core.queue.ack_wait;
