@@ -245,7 +245,7 @@ fn caller_program() {
     });
 }
 
-fn caller(stage: &Stage, meeting: &Meeting) -> Command {
+pub fn caller(stage: &Stage, meeting: &Meeting) -> Command {
     common::helper("losses::caller_program", &format!("{}|{}", stage.word(1), meeting.place()))
 }
 

@@ -16,6 +16,7 @@ mod control;
 mod errors;
 mod example;
 mod losses;
+mod odd;
 mod patience;
 mod payloads;
 mod priorities;

@@ -114,6 +114,8 @@ struct Task {
     place: Option<u64>,
     /// Large arguments in the object store.
     object: Option<String>,
+    /// With how many connections its answer is being fetched from the object store.
+    fetched_with: Option<u64>,
     /// When it is too late to wait for an agent any longer: none has said that it has it.
     taken: Option<Taken>,
     /// What has come of it, if it is a stream.
@@ -250,6 +252,8 @@ impl Core {
     /// An attempt has failed in a way after which there may be another. Gives the outcome back if there
     /// may not.
     fn retry(&self, key: Key, outcome: Outcome, ran: Option<Nanos>) -> Option<Outcome> {
+        let is_node_lost =
+            matches!(&outcome, Outcome::Error(error) if matches!(**error, TaskError::NodeLost));
         let may_be_repeated = match &outcome {
             Outcome::Error(error) => {
                 matches!(**error, TaskError::WorkerDied(_) | TaskError::TimedOut { .. } | TaskError::NodeLost)
@@ -268,8 +272,11 @@ impl Core {
         task.sent = Instant::now();
         task.key.attempt += 1;
         task.key.hop = 0;
+        task.fetched_with = None;
         State::untake(&mut state.running, task);
         let voices = task.voices.take();
+        // An agent that has heard nothing for long takes the caller for gone, and removes what it has left.
+        let object = task.object.take_if(|_| is_node_lost);
         if let Some(place) = task.place.take() {
             state.places.remove(&place);
         }
@@ -280,6 +287,9 @@ impl Core {
         if let Some((cell, end)) = end {
             cell.shared.show(&[end]);
             self.show_levels();
+        }
+        if let Some(object) = object {
+            self.send(Errand::Remove(object));
         }
         self.send(Errand::Publish(key.task));
         None
@@ -373,6 +383,7 @@ impl Engine for Caller {
                         retries_left: terms.retries,
                         place: None,
                         object: None,
+                        fetched_with: None,
                         taken: None,
                         reception: cell.inflow().map(|_| Arc::new(Reception::new(cell, self.0.max_message))),
                         voices: None,

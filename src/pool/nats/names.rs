@@ -35,9 +35,7 @@ impl Names {
     /// Whether this is where some party of this queue listens.
     pub(super) fn is_party(&self, subject: &str) -> bool {
         let token = subject.strip_prefix(&self.subject).and_then(|rest| rest.strip_prefix(".to."));
-        token.is_some_and(|token| {
-            (1..=64).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_alphanumeric())
-        })
+        token.is_some_and(is_name)
     }
 
     /// Where agents of this build tell of themselves.
@@ -63,6 +61,11 @@ impl Names {
     pub(super) fn is_ours(&self, consumer: &str) -> bool {
         LEVELS.iter().any(|level| self.consumer(*level) == consumer)
     }
+}
+
+/// Whether a caller or an agent may be called so.
+pub(super) fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 fn word(level: Priority) -> &'static str {

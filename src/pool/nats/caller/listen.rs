@@ -4,6 +4,7 @@ use super::super::link::Link;
 use super::super::message::{
     Advisory, AnswerHead, Key, News, Place, Presence, ToAgent, ToCaller, WorkerNote, pack, take_apart, unpack,
 };
+use super::super::names::is_name;
 use super::{Core, Errand, Known, State, Taken};
 use crate::pool::cell::{Cell, Outcome};
 use crate::pool::stats::{WorkerInfo, WorkerState};
@@ -37,7 +38,8 @@ impl Core {
         link: &Arc<Link>,
         message: Message,
     ) -> Option<impl Future<Output = ()> + use<>> {
-        let (ToCaller { agent, key, what }, body) = unpack::<ToCaller>(message.payload)?;
+        let said = unpack::<ToCaller>(message.payload);
+        let (ToCaller { agent, key, what }, body) = said.filter(|(said, _)| is_name(&said.agent))?;
         match what {
             News::Alive { pid } => {
                 if !self.alive(&agent, key, pid) {
@@ -64,7 +66,10 @@ impl Core {
                 None
             }
             News::HandedBack => {
-                self.handed_back(key);
+                // One that has another agent as well, as the server has lost its notes, goes on there.
+                if !self.is_with_another(&agent, key) {
+                    self.handed_back(key);
+                }
                 self.confirm(link, &agent, key)
             }
             News::Done { ran, place: Place::Here } => {
@@ -117,6 +122,13 @@ impl Core {
         }
     }
 
+    fn is_with_another(&self, agent: &str, key: Key) -> bool {
+        let state = self.lock();
+        let taken = state.tasks.get(&key.task).filter(|task| task.key == key).and_then(|t| t.taken.as_ref());
+        taken.and_then(|taken| taken.agent.as_deref()).is_some_and(|known| known != agent)
+    }
+
+    /// A task has not begun, and is submitted anew.
     pub(super) fn handed_back(&self, key: Key) {
         let mut state = self.lock();
         let state = &mut *state;
@@ -133,9 +145,21 @@ impl Core {
     /// Fetches an answer that is too large for a message.
     pub(super) async fn fetch(&self, link: &Arc<Link>, fetch: Fetch) {
         let Fetch { agent, key, ran, name, size } = fetch;
-        let items =
-            self.lock().tasks.get(&key.task).filter(|task| task.key == key).map(|task| task.terms.items);
-        if let Some(items) = items {
+        let wanted = {
+            let mut state = self.lock();
+            let task = state.tasks.get_mut(&key.task).filter(|task| task.key == key);
+            let connects = link.connects();
+            match task {
+                // The agent repeats itself while that takes its time.
+                Some(task) if task.fetched_with == Some(connects) => return,
+                Some(task) => {
+                    task.fetched_with = Some(connects);
+                    Some((task.terms.items, connects))
+                }
+                None => None,
+            }
+        };
+        if let Some((items, connects)) = wanted {
             let limit = (self.max_message + ANSWER_ROOM).saturating_mul(u64::from(items.max(1)));
             let fetched = if size > limit {
                 let limit = self.max_message;
@@ -144,13 +168,13 @@ impl Core {
                 // Without it there is nothing to be confirmed, and the agent says it again.
                 match link.objects.get(&name, limit).await {
                     Ok(body) => Ok(body),
-                    Err(_) => return,
+                    Err(_) => return self.may_be_fetched_again(key, connects),
                 }
             };
             match fetched {
                 Ok(body) => {
                     if !self.answered(key, ran, body) {
-                        return;
+                        return self.may_be_fetched_again(key, connects);
                     }
                 }
                 Err(outcome) => self.finish(key, outcome, Some(ran)),
@@ -159,6 +183,15 @@ impl Core {
         link.objects.remove(&name).await;
         if let Some(confirm) = self.confirm(link, &agent, key) {
             confirm.await;
+        }
+    }
+
+    /// An answer could not be fetched, or not be taken yet.
+    fn may_be_fetched_again(&self, key: Key, connects: u64) {
+        let mut state = self.lock();
+        let task = state.tasks.get_mut(&key.task).filter(|task| task.key == key);
+        if let Some(task) = task.filter(|task| task.fetched_with == Some(connects)) {
+            task.fetched_with = None;
         }
     }
 
@@ -219,7 +252,8 @@ impl Core {
 
     /// An agent tells of itself.
     pub(super) fn present(&self, message: Message) {
-        let Some((presence, _)) = unpack::<Presence>(message.payload) else { return };
+        let told = unpack::<Presence>(message.payload).filter(|(told, _)| is_name(&told.agent));
+        let Some((presence, _)) = told else { return };
         let mut state = self.lock();
         if presence.is_leaving {
             state.agents.remove(&presence.agent);

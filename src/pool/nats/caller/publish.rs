@@ -129,7 +129,7 @@ async fn store_body(core: &Core, link: &Link, mut parcel: Parcel) -> Option<Send
     let name = match parcel.object.take() {
         Some(name) => name,
         None => {
-            let name = format!("{}.{}.in", link.me, parcel.key.task);
+            let name = format!("{}.{}.{}.in", link.me, parcel.key.task, parcel.key.attempt);
             let mut pause = PAUSES.0;
             while let Err(reason) = link.objects.put(&name, &parcel.body).await {
                 if pause >= PAUSES.1 {
