@@ -6,7 +6,7 @@
 //! ones take less.
 //!
 //! The agent is the same program: a function is known by its place in it. So a task is seen by agents of
-//! its own build alone; with none of them there it waits. `docs/distributed.md` in the repository tells
+//! its own build alone; with none of them there it waits. `docs/distributed_nats.md` in the repository tells
 //! how to deploy this, and what is promised when what fails.
 //!
 //! **Whoever may publish to a queue may run any function of the program**, and may crash its workers:

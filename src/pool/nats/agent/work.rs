@@ -38,8 +38,6 @@ const IN_PROGRESS: &str = "+WPI";
 pub(super) struct Job {
     pub(super) inner: Arc<Inner>,
     pub(super) head: TaskHead,
-    /// What came behind the head.
-    body: Bytes,
     pub(super) id: Id,
     /// Where its caller listens.
     reply_to: String,
@@ -55,12 +53,12 @@ pub(super) async fn run(inner: Arc<Inner>, message: Message, freed: Option<Freed
     let worker = Worker(freed, Instant::now());
     let Some(ack) = message.reply.clone() else { return };
     let last_word = LastWord { ack: ack.clone(), made: inner.link.made() };
-    let Some(job) = Job::new(inner.clone(), message, ack) else {
+    let Some((job, body)) = Job::new(inner.clone(), message, ack) else {
         // No task, too old, or in hand already.
         return inner.finish(last_word).await;
     };
     let job = Arc::new(job);
-    let is_confirmed = job.with_signs_of_life(job.clone().live(worker)).await;
+    let is_confirmed = job.with_signs_of_life(job.clone().live(worker, body)).await;
     inner.finish(last_word).await;
     if !is_confirmed {
         job.clear_up().await;
@@ -108,7 +106,8 @@ impl Inner {
 }
 
 impl Job {
-    fn new(inner: Arc<Inner>, message: Message, ack: Subject) -> Option<Job> {
+    /// With what came behind the head. That is not to be there until the answer is confirmed.
+    fn new(inner: Arc<Inner>, message: Message, ack: Subject) -> Option<(Job, Bytes)> {
         let reply_to = message.headers.as_ref()?.get(REPLY_TO)?.to_string();
         if !inner.link.names.is_party(&reply_to) {
             return None;
@@ -127,7 +126,7 @@ impl Job {
         if !inner.lock().take_in_hand(&id) {
             return None;
         }
-        let job = Job { inner, head, body, id, reply_to, ack, pid: AtomicU32::new(0) };
+        let job = Job { inner, head, id, reply_to, ack, pid: AtomicU32::new(0) };
         if age(published) > u128::from(job.head.max_wait) {
             {
                 let mut state = job.inner.lock();
@@ -137,7 +136,7 @@ impl Job {
             tokio::spawn(async move { job.clear_up().await });
             return None;
         }
-        Some(job)
+        Some((job, body))
     }
 
     /// Does some work while it tells the server and the caller, every now and then, that it goes on.
@@ -175,12 +174,13 @@ impl Job {
     }
 
     /// Runs the task and has the answer confirmed; whether it was.
-    async fn live(self: Arc<Self>, worker: Worker) -> bool {
+    async fn live(self: Arc<Self>, worker: Worker, body: Bytes) -> bool {
         if worker.0.is_none() {
+            drop(body);
             return self.until_confirmed(|| News::HandedBack, Bytes::new()).await;
         }
         let started = monotonic_now();
-        let Done { outcome, cell, relayed, voices } = self.outcome(worker).await;
+        let Done { outcome, cell, relayed, voices } = self.outcome(worker, body).await;
         let packets = match relayed {
             Relayed::All(packets) => packets,
             Relayed::Cancelled => return true,
@@ -210,11 +210,11 @@ impl Job {
     }
 
     /// What becomes of the task in the local pool. The worker is free when it is done.
-    async fn outcome(&self, worker: Worker) -> Done {
+    async fn outcome(&self, worker: Worker, body: Bytes) -> Done {
         let failed = |error| Done::without_cell(Outcome::Error(Box::new(error)));
         let limit = self.inner.pool.shared().settings.max_message;
         let body = match &self.head.place {
-            Place::Here => self.body.clone(),
+            Place::Here => body,
             Place::Object { size, .. } if *size > limit => {
                 return failed(TaskError::TooLarge { size: *size, limit });
             }
