@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{Guest, Meeting, Open, attend, beside_what_runs, eventually, shown};
+use common::{Guest, Meeting, Open, attend, beside_what_runs, eventually, server, shown};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use procession::{Builder, PoolError, ProcessPool, StartMethod, TaskError, TaskStatus};
@@ -246,7 +246,8 @@ async fn retries_and_deaths_are_shown(builder: Builder) {
         ("is cancelled", "cancelled"),
     ] {
         assert_eq!(trace.attempts(name), [(1, outcome)], "{name}");
-        assert_eq!(trace.named(name)[0]["ph"], "X", "{name}");
+        // Of one that was over in a moment an agent does not tell which worker had it.
+        assert!(trace.named(name)[0]["ph"] == "X" || server().is_some(), "{name}");
     }
     trace.expect_no_overlap();
     not_with_agents!("what becomes of a worker is told to its agent's program");
