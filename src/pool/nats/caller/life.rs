@@ -38,6 +38,7 @@ pub(super) fn run(core: Arc<Core>, todo: UnboundedReceiver<Errand>) -> impl Futu
     let guard = Guard(core);
     async move {
         live(&guard.0, todo).await;
+        guard.0.forget_agents();
         if let Some(shared) = guard.0.shared.get().and_then(Weak::upgrade) {
             let _ = tokio::time::timeout(WATCH_LIMIT, shared.end_watch()).await;
         }
@@ -52,6 +53,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if !self.0.terminated.is_cancelled() {
             self.0.stop();
+            self.0.forget_agents();
             if let Some(shared) = self.0.shared.get().and_then(Weak::upgrade) {
                 shared.abandon_watch();
             }
@@ -308,6 +310,16 @@ impl Core {
             self.stop();
         }
         is_due
+    }
+
+    /// What they do is no matter of a pool that has ended.
+    fn forget_agents(&self) {
+        {
+            let mut state = self.lock();
+            state.agents.clear();
+            state.count_workers();
+        }
+        self.show_levels();
     }
 
     /// The queue cannot be used: what waits for it fails, and what comes, until it can be.
