@@ -58,6 +58,29 @@ fn an_agent_that_is_killed_is_a_lost_node() {
     });
 }
 
+/// As one that the network cuts off for a while: its task is lost, and ended when it hears of that.
+#[test]
+fn an_agent_that_is_not_heard_of_is_a_lost_node_and_may_come_back() {
+    play(async |stage| {
+        let stage = stage.impatient();
+        let (pool, meeting, ledger) = (stage.pool(), Meeting::new(), Ledger::new());
+        let agent = stage.agent_process(1).await;
+        let lost = pool.submit(note_and_wait, (ledger.place(), meeting.place()));
+        let guest = meeting.next().await;
+        eventually("it is seen", || lost.status() == TaskStatus::Running).await;
+        agent.send(rustix::process::Signal::STOP);
+        assert_matches!(lost.await, Err(TaskError::NodeLost));
+        agent.send(rustix::process::Signal::CONT);
+        gone(guest.pid).await;
+        assert_eq!(pool.submit(|n: u8| n, 2).await.unwrap(), 2);
+        assert_eq!(ledger.lines(), ["1"]);
+        pool.shutdown().await;
+        agent.ask_to_end();
+        agent.ended().await;
+        stage
+    });
+}
+
 #[test]
 fn a_lost_task_runs_elsewhere_if_it_may() {
     play(async |stage| {

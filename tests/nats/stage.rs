@@ -130,7 +130,7 @@ impl AgentProcess {
         self.send(rustix::process::Signal::CONT);
     }
 
-    fn send(&self, signal: rustix::process::Signal) {
+    pub fn send(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.0.id().unwrap() as i32).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
     }
