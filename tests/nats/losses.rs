@@ -305,6 +305,47 @@ fn the_answer_to_a_dead_caller_is_dropped_with_its_objects() {
     });
 }
 
+/// Not a test: submits a task that waits, and many with results of 400 KiB, and is killed then.
+#[test]
+#[ignore = "started by other tests"]
+fn greedy_caller_program() {
+    let Some(word) = common::helping() else { return };
+    let (word, place) = word.split_once('|').unwrap();
+    let (queue, _) = told(word);
+    common::multi_thread().block_on(async {
+        let pool = ProcessPool::builder().nats(queue).build().unwrap();
+        let first = pool.submit(|place: String| attend(&place, "first"), place.to_owned());
+        let others: Vec<_> = (0..GREED).map(|_| pool.submit(|| vec![7_u8; 400 << 10], ())).collect();
+        let _ = first.await;
+        drop(others);
+    });
+}
+
+const GREED: usize = 250;
+
+/// They are 98 MiB. So many are kept in memory, and the others are stored until it is given up.
+#[test]
+fn the_answers_to_a_dead_caller_take_up_no_more_memory_than_they_may() {
+    play(async |stage| {
+        let meeting = Meeting::new();
+        let queue = stage.queue().reply_patience(Duration::from_secs(3));
+        let agent = Agent::start(queue, ProcessPool::builder().workers(1)).await.unwrap();
+        let word = format!("{}|{}", stage.word(1), meeting.place());
+        let caller = stage.start_agent(common::helper("losses::greedy_caller_program", &word));
+        let guest = meeting.next().await;
+        stage.stored(1 + GREED).await;
+        caller.kill().await;
+        drop(guest);
+        let start = std::time::Instant::now();
+        while !stage.server.left().await.iter().any(|line| line.starts_with("$O.")) {
+            assert!(start.elapsed() < Duration::from_secs(30), "none is stored");
+        }
+        stage.server.expect_empty().await;
+        agent.shutdown().await;
+        stage
+    });
+}
+
 #[test]
 fn when_caller_and_agent_both_die_others_clear_up() {
     play(async |stage| {

@@ -27,7 +27,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use work::DONE;
@@ -44,6 +44,10 @@ const REMEMBERED: usize = 4096;
 
 /// How many callers that have ended are kept in mind, in case that tasks of theirs are still on the way.
 const REMEMBERED_CALLERS: usize = 64;
+
+/// How many bytes of answers are kept until they are confirmed. Those of a caller that is gone never are, while
+/// workers go on.
+const ANSWERS: usize = 64 << 20;
 
 /// How many last words are kept, and for how long.
 const LAST_WORDS: (usize, Duration) = (1 << 16, Duration::from_secs(30));
@@ -73,6 +77,8 @@ struct Inner {
     state: Mutex<State>,
     /// The tasks that it has, until their answers are confirmed.
     work: TaskTracker,
+    /// Room for answers that are kept until they are confirmed, in bytes.
+    answers: Semaphore,
     /// What the server was told last, in case that the connection was lost with it.
     told: Mutex<VecDeque<Told>>,
     /// It is to take no more.
@@ -147,6 +153,7 @@ impl Agent {
             width,
             state: Mutex::default(),
             work: TaskTracker::new(),
+            answers: Semaphore::new(ANSWERS),
             told: Mutex::default(),
             stopping: CancellationToken::new(),
             found_again: Notify::new(),

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,9 @@ const GLANCES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_
 
 /// How long to wait for the confirmation of an answer before it is repeated, at first and at most.
 const REPEATS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
+
+/// So short an answer, in bytes, is always kept in memory.
+const SHORT: u32 = 1 << 10;
 
 /// How much time there is between two reports of how far a task has got.
 const REPORTS: Duration = Duration::from_millis(50);
@@ -193,7 +196,9 @@ impl Job {
         let ran = monotonic_now() - started;
         let answer = answer(&outcome, cell.as_deref(), packets, voices);
         drop((outcome, cell));
-        if answer.len() <= self.inner.link.inline() {
+        let bytes = u32::try_from(answer.len()).unwrap_or(u32::MAX);
+        let fits = answer.len() <= self.inner.link.inline();
+        if fits && let Some(_room) = room_for(&self.inner.answers, bytes) {
             return self.until_confirmed(move || News::Done { ran, place: Place::Here }, answer).await;
         }
         let (name, size) = (self.object(), answer.len() as u64);
@@ -370,6 +375,12 @@ fn answer(outcome: &Outcome, cell: Option<&Cell>, packets: u64, voices: u64) -> 
     let progress = cell.and_then(Cell::latest_progress);
     let head = AnswerHead { ending, part_bytes: parts.bytes.len() as u64, packets, voices, progress };
     pack(&head, &[&parts.bytes, &value])
+}
+
+/// Room for an answer of so many bytes, if it is to be kept here. A short one takes less than its task does
+/// in any case.
+fn room_for(answers: &Semaphore, bytes: u32) -> Option<SemaphorePermit<'_>> {
+    answers.try_acquire_many(if bytes <= SHORT { 0 } else { bytes }).ok()
 }
 
 fn answer_of(ending: Ending, packets: u64, voices: u64) -> Bytes {
