@@ -32,7 +32,7 @@ pub enum StartMethod {
     Spawn,
 }
 
-/// The settings of a [`ProcessPool`].
+/// The settings of a [`ProcessPool`](crate::ProcessPool).
 ///
 /// ```
 /// use procession::ProcessPool;
@@ -249,7 +249,7 @@ impl Builder {
 /// Tasks.
 impl Builder {
     /// Bounds the queue: there may be at most this many tasks more than workers. A `submit` beyond
-    /// that gives [`TaskError::QueueFull`]; [`ProcessPool::reserve`] waits for room. Without it the
+    /// that gives [`TaskError::QueueFull`]; [`ProcessPool::reserve`](crate::ProcessPool::reserve) waits for room. Without it the
     /// queue is bounded by memory alone.
     pub fn queue_capacity(mut self, tasks: usize) -> Builder {
         self.queue_capacity = Some(tasks);
