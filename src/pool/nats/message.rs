@@ -126,6 +126,19 @@ pub(super) struct Flow {
     pub(super) is_missing: bool,
 }
 
+/// Adds a part to a body: its length (u32, little-endian) and its bytes.
+pub(super) fn add_part(body: &mut Vec<u8>, part: &[u8]) {
+    // A message is far below 4 GiB.
+    body.extend_from_slice(&(part.len() as u32).to_le_bytes());
+    body.extend_from_slice(part);
+}
+
+/// Takes the next part off a body; `None` if there is no whole one.
+pub(super) fn take_part(body: &mut Bytes) -> Option<Bytes> {
+    let end = 4 + u32::from_le_bytes(*body.first_chunk::<4>()?) as usize;
+    (end <= body.len()).then(|| body.split_to(end).split_off(4))
+}
+
 /// What a piece of a stream's item is.
 pub(super) const IS_FAULT: u8 = 1;
 /// The item goes on with the next piece.
@@ -134,9 +147,7 @@ pub(super) const GOES_ON: u8 = 2;
 /// Adds a piece of an item to a packet: what it is, its length (u32, little-endian) and its bytes.
 pub(super) fn add_piece(packet: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
     packet.push(kind);
-    // A packet is far below 4 GiB.
-    packet.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-    packet.extend_from_slice(bytes);
+    add_part(packet, bytes);
 }
 
 /// What a piece takes beside its bytes.
@@ -144,9 +155,11 @@ pub(super) const PIECE_HEAD: usize = 5;
 
 /// Takes the next piece off a packet; `None` if there is none.
 pub(super) fn take_piece(packet: &mut Bytes) -> Option<(u8, Bytes)> {
-    let [kind, length @ ..] = *packet.first_chunk::<PIECE_HEAD>()?;
-    let end = PIECE_HEAD + u32::from_le_bytes(length) as usize;
-    (end <= packet.len()).then(|| (kind, packet.split_to(end).split_off(PIECE_HEAD)))
+    let kind = *packet.first()?;
+    let mut rest = packet.slice(1..);
+    let piece = take_part(&mut rest)?;
+    *packet = rest;
+    Some((kind, piece))
 }
 
 /// The head of an answer. The rest is the results of a chunk's items, each its length (u32,
@@ -228,9 +241,8 @@ pub(super) fn take_apart(
 ) -> Result<Bytes, Fault> {
     let end = usize::try_from(part_bytes).ok().filter(|end| *end <= rest.len());
     let mut parts = rest.split_to(end.ok_or_else(Fault::malformed_chunk)?);
-    while let Some(length) = parts.first_chunk::<4>() {
-        let end = 4 + u32::from_le_bytes(*length) as usize;
-        if end > parts.len() || !keep(&parts.split_to(end)[4..]) {
+    while let Some(part) = take_part(&mut parts) {
+        if !keep(&part) {
             return Err(Fault::malformed_chunk());
         }
     }

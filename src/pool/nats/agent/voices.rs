@@ -1,6 +1,6 @@
 //! What tasks log, on its way from the local pool to their callers.
 
-use super::super::message::News;
+use super::super::message::{News, add_part};
 use super::work::Job;
 use crate::pool::voice::{Passage, Relay};
 use async_nats::connection::State as Connection;
@@ -35,11 +35,7 @@ pub(super) async fn pass_on(job: &Job, relay: &Relay, over: &CancellationToken) 
         count += messages.len() as u64;
         if job.inner.link.client.connection_state() == Connection::Connected {
             let mut body = Vec::with_capacity(most);
-            for message in &messages {
-                // It is one that a worker may send.
-                body.extend_from_slice(&(message.len() as u32).to_le_bytes());
-                body.extend_from_slice(message);
-            }
+            messages.iter().for_each(|message| add_part(&mut body, message));
             job.tell(News::Voice { before }, &body).await;
         }
         if !is_over {

@@ -1,6 +1,6 @@
 //! What tasks log that agents run: told to the program of their caller.
 
-use super::super::message::Key;
+use super::super::message::{Key, take_part};
 use super::{Core, Errand};
 use crate::pool::cell::Cell;
 use crate::pool::voice::Hearing;
@@ -30,13 +30,9 @@ impl Voices {
         }
         self.hearing.miss(before - known);
         let mut count = before;
-        while let Some(length) = messages.first_chunk::<4>() {
-            let end = 4 + u32::from_le_bytes(*length) as usize;
-            if end > messages.len() {
-                break;
-            }
+        while let Some(message) = take_part(&mut messages) {
             count = count.saturating_add(1);
-            self.hearing.hear(&self.cell.audience, messages.split_to(end).split_off(4));
+            self.hearing.hear(&self.cell.audience, message);
         }
         self.messages.store(count, Ordering::Relaxed);
     }
