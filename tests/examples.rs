@@ -10,6 +10,8 @@
 
 #![cfg(all(target_os = "linux", feature = "auto-init"))]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use common::example;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -63,19 +66,6 @@ impl Run {
             .map(|(pid, task)| (pid.parse().expect(pid), task.parse().expect(task)))
             .collect()
     }
-}
-
-/// Where cargo puts the examples: beside the directory that this test was built into.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("the path of this test");
-    let profile = test.ancestors().nth(2).expect("tests lie in `<profile>/deps`");
-    let path = profile.join("examples").join(name);
-    assert!(
-        path.is_file(),
-        "no example at {}: run `cargo test` without `--test`, or `cargo build --examples` first",
-        path.display()
-    );
-    path
 }
 
 async fn run(name: &str, args: &[&OsStr]) -> Run {

@@ -5,18 +5,18 @@
 
 #![cfg(all(target_os = "linux", feature = "auto-init"))]
 
+mod common;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use common::example;
+
 fn run(name: &str, arguments: &[&OsStr]) -> Output {
-    let test = std::env::current_exe().expect("the path of this test");
-    let profile = test.ancestors().nth(2).expect("tests lie in `<profile>/deps`");
-    let path = profile.join("examples").join(name);
-    assert!(path.is_file(), "no example at {}: run `cargo build --examples` first", path.display());
-    Command::new(path).args(arguments).stdin(Stdio::null()).output().expect("the example starts")
+    Command::new(example(name)).args(arguments).stdin(Stdio::null()).output().expect("the example starts")
 }
 
 fn run_well(name: &str, arguments: &[&OsStr]) -> Vec<String> {

@@ -22,9 +22,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use common::{descendants, run};
+use common::{descendants, example, run};
 use service::samples::{SAMPLES, sample, zeros_in_full};
-use service::{Answer, Service, example};
+use service::{Answer, Service};
 
 /// So long that no good image runs into it, however busy the machine is.
 const PATIENT: [&str; 2] = ["--timeout-ms", "60000"];
@@ -367,7 +367,7 @@ fn a_second_signal_ends_it_at_once_and_what_is_left_is_answered() {
 #[test]
 fn it_tests_itself() {
     run(async {
-        let mut command = Command::new(example());
+        let mut command = Command::new(example("thumbnails"));
         command.args(["--self-test", "--timeout-ms", "15000"]);
         let output = command.stdin(Stdio::null()).output().await.unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -384,7 +384,7 @@ fn it_tests_itself() {
 fn nonsense_on_the_command_line_is_refused() {
     run(async {
         for arguments in [&["--prot", "1"][..], &["--port"], &["--port", "65536"], &["--workers", "0"]] {
-            let output = Command::new(example()).args(arguments).output().await.unwrap();
+            let output = Command::new(example("thumbnails")).args(arguments).output().await.unwrap();
             assert!(!output.status.success(), "{arguments:?}");
             assert!(!output.stderr.is_empty());
         }

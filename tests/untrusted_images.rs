@@ -5,20 +5,14 @@
 
 #![cfg(all(target_os = "linux", feature = "auto-init"))]
 
+mod common;
+
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use common::example;
 use image::{ImageFormat, RgbImage};
 use procession::{PoolError, ProcessPool, Sandbox};
-
-/// Where cargo puts the examples: beside the directory that this test was built into.
-fn example() -> PathBuf {
-    let test = std::env::current_exe().expect("the path of this test");
-    let profile = test.ancestors().nth(2).expect("tests lie in `<profile>/deps`");
-    let path = profile.join("examples/untrusted_images");
-    assert!(path.is_file(), "no example at {}: run `cargo build --examples` first", path.display());
-    path
-}
 
 /// What it prints, line by line; `None` where there is no sandbox.
 #[tokio::main(flavor = "current_thread")]
@@ -37,7 +31,11 @@ async fn lines(arguments: &[PathBuf]) -> Option<Vec<String>> {
 }
 
 fn run(arguments: &[PathBuf]) -> Output {
-    Command::new(example()).args(arguments).stdin(Stdio::null()).output().expect("the example starts")
+    Command::new(example("untrusted_images"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the example starts")
 }
 
 #[test]

@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 pub use elsewhere::{Open, beside_what_runs, is_elsewhere, placed, server, way};
 pub use leftovers::{Process, Scene, descendants, descriptors, gone, is_alive, parent_of, processes};
 pub use meeting::{Guest, Ledger, Meeting, attend, attend_async, note};
-pub use programs::{built_program, helper, helper_at, helping};
+pub use programs::{built_program, example, helper, helper_at, helping};
 
 /// No test takes this long, unless something hangs.
 pub const PATIENCE: Duration = Duration::from_secs(120);

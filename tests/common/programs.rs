@@ -1,7 +1,7 @@
 //! Whole programs that a test starts: its own binary once more, or a small crate beside the tests.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const HELPING: &str = "PROCESSION_TEST_HELPER";
@@ -24,9 +24,22 @@ pub fn helping() -> Option<String> {
     std::env::var(HELPING).ok()
 }
 
+/// The program of an example, which cargo puts beside the directory that this test was built into.
+pub fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let profile = test.ancestors().nth(2).expect("tests lie in `<profile>/deps`");
+    let path = profile.join("examples").join(name);
+    assert!(
+        path.is_file(),
+        "no example at {}: run `cargo test` without `--test`, or `cargo build --all-features --examples` first",
+        path.display()
+    );
+    path
+}
+
 /// Builds the crate `tests/{name}`, whose package is called `procession-{name}`, and returns the path
 /// of `artifact` in its output. Needs no network, and its build is kept beside this one's.
-pub fn built_program(name: &str, artifact: &str) -> std::path::PathBuf {
+pub fn built_program(name: &str, artifact: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let home = root.join("tests").join(name);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join(format!("tests-{name}"));

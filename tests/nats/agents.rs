@@ -253,8 +253,7 @@ fn an_agent_of_another_build_never_sees_a_task() {
         assert_eq!(agent.stats().succeeded(), 1);
         pool.shutdown().await;
         agent.shutdown().await;
-        stranger.ask_to_end();
-        stranger.ended().await;
+        stranger.end().await;
         stage
     });
 }

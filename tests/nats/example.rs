@@ -1,29 +1,20 @@
 //! The example that brings its agents along.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::common::eventually;
+use crate::common::{eventually, example};
 use crate::servers::Missing;
 use crate::slurm::Cluster;
 use crate::stage::play;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
 
-/// Where cargo puts the examples: beside the directory that this test was built into.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let program = test.parent().unwrap().parent().unwrap().join("examples").join("cluster");
-    assert!(program.is_file(), "built by `cargo build --all-features --example cluster`");
-    program
-}
-
 fn cluster(arguments: &[&str]) -> Command {
-    let mut command = Command::new(program());
+    let mut command = Command::new(example("cluster"));
     command.args(arguments).kill_on_drop(true);
     command
 }
@@ -106,7 +97,10 @@ fn agents_may_be_a_job_array_of_slurm() {
         let script = script
             .replace("--array=0-49", "--array=0-1")
             .replace("--cpus-per-task=16", "--cpus-per-task=2")
-            .replace("/shared/images/service agent", &format!("{} agent {url}", program().display()));
+            .replace(
+                "/shared/images/service agent",
+                &format!("{} agent {url}", example("cluster").display()),
+            );
         let (file, outputs) = (dir.path().join("agents.sh"), dir.path().join("%a.out"));
         fs::write(&file, script).unwrap();
         let arguments = ["--parsable", "--output", outputs.to_str().unwrap(), file.to_str().unwrap()];

@@ -75,8 +75,7 @@ fn an_agent_that_is_not_heard_of_is_a_lost_node_and_may_come_back() {
         assert_eq!(pool.submit(|n: u8| n, 2).await.unwrap(), 2);
         assert_eq!(ledger.lines(), ["1"]);
         pool.shutdown().await;
-        agent.ask_to_end();
-        agent.ended().await;
+        agent.end().await;
         stage
     });
 }
@@ -99,8 +98,7 @@ fn a_lost_task_runs_elsewhere_if_it_may() {
         assert_eq!(ledger.lines(), ["1", "2"]);
         assert_eq!(pool.stats().retried(), 1);
         pool.shutdown().await;
-        agent.ask_to_end();
-        agent.ended().await;
+        agent.end().await;
         stage
     });
 }

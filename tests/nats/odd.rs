@@ -198,8 +198,7 @@ fn agents_of_other_builds_do_not_keep_one_from_clearing_up() {
         stage.server.expect_empty().await;
         agent.shutdown().await;
         for stranger in strangers {
-            stranger.ask_to_end();
-            stranger.ended().await;
+            stranger.end().await;
         }
         stage
     });

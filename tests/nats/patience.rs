@@ -36,8 +36,7 @@ fn an_older_attempt_is_cancelled_alone() {
         drop(second);
         assert_eq!(task.await.unwrap(), 2);
         pool.shutdown().await;
-        agent.ask_to_end();
-        agent.ended().await;
+        agent.end().await;
         stage
     });
 }

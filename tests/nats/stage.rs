@@ -143,6 +143,11 @@ impl AgentProcess {
     pub async fn ended(mut self) {
         assert!(self.0.wait().await.unwrap().success());
     }
+
+    pub async fn end(self) {
+        self.ask_to_end();
+        self.ended().await;
+    }
 }
 
 /// Not a test: an agent, until SIGTERM.

@@ -91,8 +91,7 @@ fn events_and_spans_are_in_the_span_of_the_caller() {
         assert_eq!((of("item", "map"), of("yields", "stream")), (4, 3));
         recorder.expect_all_closed();
         pool.shutdown().await;
-        agent.ask_to_end();
-        agent.ended().await;
+        agent.end().await;
         stage
     });
 }
@@ -148,8 +147,7 @@ fn records_come_in_order_and_before_the_result() {
         crate::common::died(task.await);
         book.close();
         pool.shutdown().await;
-        agent.ask_to_end();
-        agent.ended().await;
+        agent.end().await;
         stage
     });
 }
@@ -169,8 +167,7 @@ fn a_flood_is_counted_to_the_last_record() {
         assert!(arrived.iter().map(|(message, _)| message.parse::<u32>().unwrap()).is_sorted());
         book.close();
         pool.shutdown().await;
-        agent.ask_to_end();
-        agent.ended().await;
+        agent.end().await;
         stage
     });
 }

@@ -1,15 +1,9 @@
 //! The example that brings its cluster along.
 
+use super::common::example;
 use super::servers::{Missing, await_that, find};
 use super::stage::{asked_for, skip};
-use std::path::PathBuf;
 use std::process::Command;
-
-/// Where cargo puts the examples: beside the directory that this test was built into.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    test.parent().unwrap().parent().unwrap().join("examples").join(name)
-}
 
 #[test]
 fn the_checksum_job_runs_on_both_nodes() {

@@ -3,23 +3,14 @@
 //! As with the other examples, `cargo test` builds it before it runs this file, and
 //! `cargo test --test signals` does not.
 
-use std::path::PathBuf;
 use std::process::Stdio;
 
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::common::{descendants, eventually, run};
+use crate::common::{descendants, eventually, example, run};
 use crate::session::{signal, stop};
-
-fn example() -> PathBuf {
-    let test = std::env::current_exe().expect("the path of this test");
-    let profile = test.ancestors().nth(2).expect("tests lie in `<profile>/deps`");
-    let path = profile.join("examples").join("graceful_shutdown");
-    assert!(path.is_file(), "no example at {}: run `cargo build --examples` first", path.display());
-    path
-}
 
 struct Example {
     child: Child,
@@ -28,7 +19,7 @@ struct Example {
 
 impl Example {
     fn start(args: &[&str]) -> Example {
-        let mut command = Command::new(example());
+        let mut command = Command::new(example("graceful_shutdown"));
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.kill_on_drop(true).spawn().expect("the example starts");
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();

@@ -2,7 +2,6 @@
 
 #![allow(dead_code, unreachable_pub)] // each test binary uses a part of this
 
-use std::path::PathBuf;
 use std::process::Stdio;
 
 use axum::http::{HeaderMap, Request, Response, StatusCode};
@@ -15,17 +14,10 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
+use crate::common::example;
+
 #[path = "../../examples/thumbnails/samples.rs"]
 pub mod samples;
-
-/// Where cargo puts the examples: beside the directory that this test was built into.
-pub fn example() -> PathBuf {
-    let test = std::env::current_exe().expect("the path of this test");
-    let profile = test.ancestors().nth(2).expect("tests lie in `<profile>/deps`");
-    let path = profile.join("examples/thumbnails");
-    assert!(path.is_file(), "no example at {}: run `cargo build --examples` first", path.display());
-    path
-}
 
 /// A service that runs.
 pub struct Service {
@@ -44,7 +36,7 @@ pub struct Answer {
 impl Service {
     /// Starts it on a free port, and waits until it listens.
     pub async fn start(options: &[&str]) -> Service {
-        let mut command = Command::new(example());
+        let mut command = Command::new(example("thumbnails"));
         command.args(["--port", "0"]).args(options).kill_on_drop(true);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it starts");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
