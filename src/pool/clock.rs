@@ -31,7 +31,7 @@ async fn ring(shared: &Arc<Shared>) {
     // Past the limit the program's standard error is stuck, and what is left is lost.
     let _ = tokio::time::timeout(OUTPUT_LIMIT, shared.outputs.wait()).await;
     // Past the limit what they write to is stuck.
-    let _ = tokio::time::timeout(WATCH_LIMIT, shared.end_watch()).await;
+    let _ = tokio::time::timeout(WATCH_LIMIT, shared.watchers.end()).await;
     shared.terminated.cancel();
 }
 

@@ -35,6 +35,7 @@ mod voice;
 #[cfg(not(any(feature = "log", feature = "tracing")))]
 #[path = "no_voice.rs"]
 mod voice;
+mod watchers;
 
 pub use builder::{Builder, StartMethod};
 pub use handle::{Canceller, TaskHandle, TaskStatus};

@@ -17,12 +17,12 @@ use super::state::{Chores, State, Warmth};
 use super::stats::{PoolStats, WorkerInfo};
 use super::times::Distribution;
 use super::voice::Forwarding;
+use super::watchers::Watchers;
 use crate::process::{Launch, Limits};
 use crate::sys::monotonic_now;
 use crate::task::{Fault, PoolError, TaskError, TaskRef, TimeoutReport, TraceContext, WorkerExit};
 use crate::wire::Batch;
 use bytes::Bytes;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,8 +30,6 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-#[cfg(feature = "nats")]
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// What does not change while the pool lives.
 pub(super) struct Settings {
@@ -60,9 +58,7 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) runtime: Handle,
     pub(super) launcher: Box<dyn Launch>,
-    observers: Vec<Box<dyn Observe>>,
-    /// The events that watchers have yet to be shown.
-    to_show: TaskTracker,
+    pub(super) watchers: Watchers,
     /// What runs the tasks in place of workers of this pool.
     pub(super) engine: Option<Remote>,
     state: Mutex<State>,
@@ -91,13 +87,13 @@ impl Shared {
             let room = capacity.saturating_add(settings.max_workers).min(Semaphore::MAX_PERMITS);
             Arc::new(Semaphore::new(room))
         });
+        let watchers = Watchers::new(observers);
         Shared {
             settings,
             runtime,
             launcher,
-            state: Mutex::new(State::new(scheduler, !observers.is_empty())),
-            observers,
-            to_show: TaskTracker::new(),
+            state: Mutex::new(State::new(scheduler, !watchers.is_empty())),
+            watchers,
             engine: None,
             next_id: AtomicU64::new(1),
             room,
@@ -142,7 +138,7 @@ impl Shared {
         match refusal {
             Some(error) => {
                 let ending = Ending::of(&error);
-                self.show(&[Event::Refused { task: cell.clone(), ending }]);
+                self.watchers.show(&[Event::Refused { task: cell.clone(), ending }]);
                 cell.resolve(error);
             }
             None => match &self.engine {
@@ -352,7 +348,7 @@ impl Shared {
             chores.start.clear();
         });
         self.launcher.abandon();
-        self.abandon_watch();
+        self.watchers.abandon();
         self.finished.cancel();
         self.terminated.cancel();
     }
@@ -448,7 +444,7 @@ impl Shared {
             state.carry_out(now, &mut chores);
             if state.is_observed {
                 chores.levels = state.changed_levels(now);
-                chores.shown = Some(self.to_show.token());
+                chores.shown = Some(self.watchers.token());
             }
             result
         };
@@ -456,53 +452,10 @@ impl Shared {
         result
     }
 
-    /// Shows watchers what has happened.
-    pub(super) fn show(&self, events: &[Event]) {
-        for event in events {
-            self.tell_observers(|observer| observer.see(event));
-        }
-    }
-
-    #[cfg(feature = "nats")]
-    pub(super) fn is_observed(&self) -> bool {
-        !self.observers.is_empty()
-    }
-
-    /// While this is there, watchers are waited for that have yet to be shown something.
-    #[cfg(feature = "nats")]
-    pub(super) fn shown(&self) -> TaskTrackerToken {
-        self.to_show.token()
-    }
-
-    #[cfg(feature = "nats")]
-    pub(super) fn measure(&self, levels: &super::observe::Levels) {
-        self.tell_observers(|observer| observer.measure(levels));
-    }
-
-    /// What runs there is foreign in the end (a recorder), and may do anything but take the pool along.
-    fn tell_observers(&self, tell: impl Fn(&dyn Observe)) {
-        for observer in &self.observers {
-            // What a panic may leave broken is the recorder's own.
-            let _ = catch_unwind(AssertUnwindSafe(|| tell(&**observer)));
-        }
-    }
-
-    /// Tells watchers that the pool has ended, and waits until they are done.
-    pub(super) async fn end_watch(&self) {
-        self.to_show.close();
-        self.to_show.wait().await;
-        futures::future::join_all(self.observers.iter().map(|observer| observer.end())).await;
-    }
-
-    /// The same, with nobody there to wait for them.
-    pub(super) fn abandon_watch(&self) {
-        self.observers.iter().for_each(|observer| drop(observer.end()));
-    }
-
     fn run(self: &Arc<Self>, mut chores: Chores) {
-        self.show(&chores.events);
+        self.watchers.show(&chores.events);
         if let Some(levels) = &chores.levels {
-            self.tell_observers(|observer| observer.measure(levels));
+            self.watchers.measure(levels);
         }
         drop(chores.shown.take());
         for said in chores.said {

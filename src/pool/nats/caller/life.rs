@@ -40,7 +40,7 @@ pub(super) fn run(core: Arc<Core>, todo: UnboundedReceiver<Errand>) -> impl Futu
         live(&guard.0, todo).await;
         guard.0.forget_agents();
         if let Some(shared) = guard.0.shared.get().and_then(Weak::upgrade) {
-            let _ = tokio::time::timeout(WATCH_LIMIT, shared.end_watch()).await;
+            let _ = tokio::time::timeout(WATCH_LIMIT, shared.watchers.end()).await;
         }
         guard.0.terminated.cancel();
     }
@@ -55,7 +55,7 @@ impl Drop for Guard {
             self.0.stop();
             self.0.forget_agents();
             if let Some(shared) = self.0.shared.get().and_then(Weak::upgrade) {
-                shared.abandon_watch();
+                shared.watchers.abandon();
             }
             self.0.terminated.cancel();
         }

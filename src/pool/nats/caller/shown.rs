@@ -46,7 +46,7 @@ impl Core {
     /// A task was not accepted.
     pub(super) fn show_refusal(&self, cell: &Arc<Cell>, outcome: &Outcome) {
         if self.is_observed {
-            cell.shared.show(&[Event::Refused { task: cell.clone(), ending: Ending::of(outcome) }]);
+            cell.shared.watchers.show(&[Event::Refused { task: cell.clone(), ending: Ending::of(outcome) }]);
         }
     }
 
@@ -58,7 +58,7 @@ impl Core {
         let levels = self.lock().changed_levels();
         if let (Some(levels), Some(shared)) = (levels, self.shared.get().and_then(|shared| shared.upgrade()))
         {
-            shared.measure(&levels);
+            shared.watchers.measure(&levels);
         }
     }
 }
