@@ -21,3 +21,4 @@ pub(crate) use message::{ITEM_COST, Levels, PROTOCOL, Reply, Request, Run, STREA
 pub(crate) use page::{LARGE, Page, SLOTS};
 #[cfg(any(test, feature = "internals"))]
 pub(crate) use ring::{Garbled, Record};
+pub(crate) use word::Word;

@@ -10,6 +10,7 @@
 
 use super::context::TaskContext;
 use super::replies::Replies;
+use super::shift::Shift;
 use super::voice;
 use crate::sys::child::exit_now;
 use crate::sys::monotonic_now;
@@ -20,7 +21,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
@@ -46,12 +47,7 @@ pub(super) struct Inbox {
     /// Only read by who holds `stream`.
     file: File,
     stream: Mutex<Stream>,
-    /// The task that runs, as its number plus one; 0 between tasks.
-    running: AtomicU64,
-    /// The task, as above, for which the watchdog is to read at once.
-    urgent: AtomicU64,
-    /// The watchdog waits to be woken.
-    parked: AtomicBool,
+    shift: Shift<AtomicU64>,
     watchdog: Thread,
     /// Where there is no control page: to say there what the page would show.
     replies: Option<&'static Replies>,
@@ -85,9 +81,7 @@ impl Inbox {
                 ended: false,
                 has_calls: false,
             }),
-            running: AtomicU64::new(0),
-            urgent: AtomicU64::new(0),
-            parked: AtomicBool::new(false),
+            shift: Shift::default(),
             watchdog: std::thread::current(),
             replies: (!has_page).then_some(replies),
         }
@@ -128,32 +122,31 @@ impl Inbox {
 
     /// A task begins.
     pub(super) fn begin(&self, seq: u64) {
-        self.running.store(seq + 1, Ordering::SeqCst);
-        if self.parked.load(Ordering::SeqCst) {
+        if self.shift.begin(seq) {
             self.watchdog.unpark();
         }
     }
 
     /// The task that runs waits for something that the pool is to say.
     pub(super) fn listen(&self, seq: u64) {
-        self.urgent.store(seq + 1, Ordering::SeqCst);
+        self.shift.hurry(seq);
         // Either the watchdog sees this before it waits, or it is woken from that.
         self.watchdog.unpark();
     }
 
     /// The task is over.
     pub(super) fn end(&self) {
-        self.running.store(0, Ordering::Release);
+        self.shift.end();
     }
 
     /// Watches over the task thread, for ever.
     pub(super) fn watch(&self) -> ! {
         let mut idle_rounds = 0;
         loop {
-            let running = self.running.load(Ordering::SeqCst);
+            let running = self.shift.running();
             if running != 0 {
                 idle_rounds = 0;
-                if self.urgent.load(Ordering::SeqCst) != running {
+                if !self.shift.is_urgent(running) {
                     std::thread::park_timeout(WATCH_AFTER);
                 }
                 self.read_during(running);
@@ -164,12 +157,10 @@ impl Inbox {
                 std::thread::park_timeout(WATCH_AFTER);
                 continue;
             }
-            // Either this sees the task, or the task thread sees the flag and wakes this one.
-            self.parked.store(true, Ordering::SeqCst);
-            if self.running.load(Ordering::SeqCst) == 0 {
+            if self.shift.park() {
                 std::thread::park();
             }
-            self.parked.store(false, Ordering::SeqCst);
+            self.shift.unpark();
         }
     }
 
@@ -179,7 +170,7 @@ impl Inbox {
         if let Ok(mut stream) = self.stream.try_lock() {
             stream.hear_signals(self.replies);
         }
-        while self.is_running(task) {
+        while self.shift.running() == task {
             TaskContext::send_due_report();
             let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
             voice::ring();
@@ -188,7 +179,7 @@ impl Inbox {
             }
             let Ok(mut stream) = self.stream.try_lock() else { return };
             // Nobody has read since the poll unless the task is over, so this does not block.
-            if !self.is_running(task) {
+            if self.shift.running() != task {
                 return;
             }
             if stream.read(&self.file).is_err() || stream.ended {
@@ -202,10 +193,6 @@ impl Inbox {
     fn has_input(&self) -> bool {
         let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
         matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
-    }
-
-    fn is_running(&self, task: u64) -> bool {
-        self.running.load(Ordering::SeqCst) == task
     }
 }
 

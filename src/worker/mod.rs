@@ -31,6 +31,7 @@ mod limits;
 mod panics;
 mod replies;
 mod reports;
+mod shift;
 #[cfg(any(feature = "log", feature = "tracing"))]
 mod voice;
 #[cfg(not(any(feature = "log", feature = "tracing")))]
