@@ -11,6 +11,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -54,7 +55,8 @@ fn look_at(entry: walkdir::Result<walkdir::DirEntry>) -> anyhow::Result<Entry> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let (root, first) = arguments()?;
-    let pool = ProcessPool::builder().workers(1).build()?;
+    // A walk that nobody wants any more ends by itself, even on a machine that has much to do.
+    let pool = ProcessPool::builder().workers(1).cancel_grace(Duration::from_secs(10)).build()?;
 
     let mut entries = pool.stream(walk, root);
     let progress = entries.progress();
