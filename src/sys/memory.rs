@@ -78,41 +78,65 @@ impl Drop for SharedWords {
     }
 }
 
+/// A word of it, for copying. A trait, so that what copies can be run in a model checker too.
+pub(crate) trait Copied {
+    fn read(&self) -> u64;
+    fn write(&self, value: u64);
+}
+
+macro_rules! copied {
+    ($atomic:ty) => {
+        impl Copied for $atomic {
+            fn read(&self) -> u64 {
+                self.load(Ordering::Relaxed)
+            }
+
+            fn write(&self, value: u64) {
+                self.store(value, Ordering::Relaxed);
+            }
+        }
+    };
+}
+
+copied!(AtomicU64);
+#[cfg(test)]
+copied!(loom::sync::atomic::AtomicU64);
+
 /// How many words hold so many bytes.
 pub(crate) fn words_for(bytes: usize) -> usize {
     bytes.div_ceil(size_of::<u64>())
 }
 
 /// Copies bytes into words; there must be [`words_for`] them.
-pub(crate) fn copy_in(bytes: &[u8], words: &[AtomicU64]) {
+pub(crate) fn copy_in<W: Copied>(bytes: &[u8], words: &[W]) {
     let (whole, rest) = bytes.as_chunks::<8>();
     for (word, bytes) in words.iter().zip(whole) {
-        word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+        word.write(u64::from_ne_bytes(*bytes));
     }
     if !rest.is_empty() {
         let mut last = [0; 8];
         last[..rest.len()].copy_from_slice(rest);
-        words[whole.len()].store(u64::from_ne_bytes(last), Ordering::Relaxed);
+        words[whole.len()].write(u64::from_ne_bytes(last));
     }
 }
 
 /// Appends so many bytes out of words to `out`; there must be [`words_for`] them.
-pub(crate) fn copy_out(words: &[AtomicU64], bytes: usize, out: &mut Vec<u8>) {
+pub(crate) fn copy_out<W: Copied>(words: &[W], bytes: usize, out: &mut Vec<u8>) {
     out.reserve(bytes);
     let (blocks, rest) = words[..bytes / 8].as_chunks::<8>();
     for block in blocks {
         let mut copy = [0; 64];
         for (bytes, word) in copy.as_chunks_mut::<8>().0.iter_mut().zip(block) {
-            *bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+            *bytes = word.read().to_ne_bytes();
         }
         out.extend_from_slice(&copy);
     }
     for word in rest {
-        out.extend_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        out.extend_from_slice(&word.read().to_ne_bytes());
     }
     let left = bytes % 8;
     if left > 0 {
-        let last = words[bytes / 8].load(Ordering::Relaxed).to_ne_bytes();
+        let last = words[bytes / 8].read().to_ne_bytes();
         out.extend_from_slice(&last[..left]);
     }
 }

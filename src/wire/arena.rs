@@ -1,6 +1,8 @@
 //! Room for large bodies in shared memory, given out and given back in order.
 
+use super::word::Word;
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 /// Where a body is, in an arena: word by word, so that places are aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -63,6 +65,19 @@ impl Room {
     }
 }
 
+/// The word by which whoever reads an arena tells whoever writes to it which body has been read last.
+pub(super) struct GivenBack<'a, W>(pub(super) &'a W);
+
+impl<W: Word> GivenBack<'_, W> {
+    pub(super) fn tell(&self, number: u64) {
+        self.0.store(number, Ordering::Release);
+    }
+
+    pub(super) fn told(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +106,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "switches stacks")]
+    fn room_is_given_back_only_when_what_was_there_has_been_read() {
+        use loom::sync::Arc;
+        use loom::sync::atomic::AtomicU64;
+        loom::model(|| {
+            let words = Arc::new((AtomicU64::new(0), AtomicU64::new(1)));
+            let worker = loom::thread::spawn({
+                let words = words.clone();
+                move || {
+                    let mut room = Room::new(1);
+                    room.take(1, 1).unwrap();
+                    room.give_back(GivenBack(&words.0).told());
+                    if room.take(2, 1).is_some() {
+                        words.1.store(2, Ordering::Relaxed);
+                    }
+                }
+            });
+            assert_eq!(words.1.load(Ordering::Relaxed), 1);
+            GivenBack(&words.0).tell(1);
+            worker.join().unwrap();
+        });
     }
 
     #[test]

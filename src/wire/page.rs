@@ -7,7 +7,7 @@
 //! pool concludes from it concerns that worker's own tasks, and what it takes for data it copies
 //! out first, within bounds.
 
-use super::arena::{Place, Room};
+use super::arena::{GivenBack, Place, Room};
 use super::ring::{Control, Garbled, Record, Ring};
 use super::slot::Slot;
 use crate::sys::memory::{SharedWords, copy_in, copy_out, words_for};
@@ -97,10 +97,14 @@ impl Page {
         Some(body)
     }
 
-    fn ring(&self) -> Ring<'_> {
+    fn ring(&self) -> Ring<'_, AtomicU64> {
         let words = self.0.words();
         let control = Control { head: &words[HEAD], tail: &words[TAIL], asleep: &words[ASLEEP] };
         Ring { control, data: &words[RING_AT..RING_AT + RING] }
+    }
+
+    fn given_back(&self) -> GivenBack<'_, AtomicU64> {
+        GivenBack(&self.0.words()[GIVEN_BACK])
     }
 
     fn slot(&self, seq: u64) -> Slot<'_, AtomicU64> {
@@ -164,7 +168,7 @@ impl Page {
     /// `None` if the place is none.
     pub(crate) fn read_result(&self, number: u64, place: Place) -> Option<Vec<u8>> {
         let body = self.read_at(RESULTS_AT, place)?;
-        self.0.words()[GIVEN_BACK].store(number, Ordering::Release);
+        self.given_back().tell(number);
         Some(body)
     }
 
@@ -224,7 +228,7 @@ impl Page {
     /// Puts a result where there is room for it; its number is one more than that of the last one
     /// for which there was.
     pub(crate) fn write_result(&self, room: &mut Room, number: u64, body: &[u8]) -> Option<Place> {
-        room.give_back(self.0.words()[GIVEN_BACK].load(Ordering::Acquire));
+        room.give_back(self.given_back().told());
         let at = room.take(number, words_for(body.len()))?;
         Some(self.write_at(RESULTS_AT, at, body))
     }

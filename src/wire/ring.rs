@@ -10,7 +10,7 @@
 
 use super::word::Word;
 use crate::sys::memory::{copy_in, copy_out, words_for};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// What stands for a length where the records go on at the start.
 const WRAP: u64 = u64::MAX;
@@ -66,12 +66,12 @@ pub(crate) enum Record {
 pub(crate) struct Garbled;
 
 /// A ring, over the words that hold it.
-pub(super) struct Ring<'a> {
-    pub(super) control: Control<'a, AtomicU64>,
-    pub(super) data: &'a [AtomicU64],
+pub(super) struct Ring<'a, W> {
+    pub(super) control: Control<'a, W>,
+    pub(super) data: &'a [W],
 }
 
-impl Ring<'_> {
+impl<W: Word> Ring<'_, W> {
     /// Writes a record, from where the worker knows the tail to be, which moves on. `None` if
     /// there is no room for it; otherwise whether the pool is to be woken.
     pub(super) fn push(&self, tail: &mut u64, bytes: &[u8]) -> Option<bool> {
@@ -170,12 +170,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::VecDeque;
+    use std::sync::atomic::AtomicU64;
 
     fn words(count: usize) -> Vec<AtomicU64> {
         (0..count).map(|_| AtomicU64::new(0)).collect()
     }
 
-    fn ring(words: &[AtomicU64]) -> Ring<'_> {
+    fn ring<W>(words: &[W]) -> Ring<'_, W> {
         let control = Control { head: &words[0], tail: &words[1], asleep: &words[2] };
         Ring { control, data: &words[3..] }
     }
@@ -245,6 +246,63 @@ mod tests {
             let sleeps = pool.sleep(0);
             let rung = worker.join().unwrap();
             assert!(!sleeps || rung, "the pool sleeps, and nobody wakes it");
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "switches stacks")]
+    fn what_was_pushed_quietly_is_not_left_lying_when_it_is_rung_for() {
+        use loom::sync::Arc;
+        use loom::sync::atomic::AtomicU64;
+        loom::model(|| {
+            let words: Arc<[AtomicU64; 7]> = Arc::new(std::array::from_fn(|_| AtomicU64::new(0)));
+            let worker = loom::thread::spawn({
+                let words = words.clone();
+                move || {
+                    let (ring, mut tail) = (ring(&words[..]), 0);
+                    ring.push_quietly(&mut tail, b"a").unwrap();
+                    ring.control.publish(tail)
+                }
+            });
+            let pool = ring(&words[..]);
+            let (mut head, mut out) = (0, Vec::new());
+            let heard = pool.pop(&mut head, &mut out).unwrap().is_some();
+            let sleeps = pool.control.sleep(head);
+            let rung = worker.join().unwrap();
+            assert!(heard || !sleeps || rung, "the pool sleeps, and nobody wakes it");
+        });
+    }
+
+    /// The room of the first record is used again for the last.
+    #[test]
+    #[cfg_attr(miri, ignore = "switches stacks")]
+    fn room_is_used_again_only_when_what_was_there_has_been_read() {
+        use loom::sync::Arc;
+        use loom::sync::atomic::AtomicU64;
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let words: Arc<[AtomicU64; 8]> = Arc::new(std::array::from_fn(|_| AtomicU64::new(0)));
+            let worker = loom::thread::spawn({
+                let words = words.clone();
+                move || {
+                    let (ring, mut tail) = (ring(&words[..]), 0);
+                    [b"a", b"b", b"c"]
+                        .into_iter()
+                        .take_while(|text| ring.push(&mut tail, *text).is_some())
+                        .count()
+                }
+            });
+            let pool = ring(&words[..]);
+            let (mut head, mut out) = (0, Vec::new());
+            for _ in 0..2 {
+                pool.pop(&mut head, &mut out).unwrap();
+                pool.release(head);
+            }
+            let pushed = worker.join().unwrap();
+            while pool.pop(&mut head, &mut out).unwrap().is_some() {}
+            assert!(pushed >= 2);
+            assert_eq!(out, b"abc"[..pushed]);
         });
     }
 }

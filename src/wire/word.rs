@@ -1,10 +1,11 @@
 //! A word of shared memory, as the protocols over it see it.
 
+use crate::sys::memory::Copied;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An atomic word. A trait, so that the protocols can be run in a model checker too, which brings
 /// words of its own.
-pub(crate) trait Word {
+pub(crate) trait Word: Copied {
     fn load(&self, order: Ordering) -> u64;
     fn store(&self, value: u64, order: Ordering);
     fn swap(&self, value: u64, order: Ordering) -> u64;
