@@ -2,6 +2,7 @@
 
 use super::exit::WorkerExit;
 use super::fault::{CodecReport, FailureReport, Fault, PanicReport, PlaceReport};
+use super::shown::Shown;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -147,7 +148,7 @@ impl Panic {
 
 impl fmt::Display for Panic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the task panicked at {}: {}", self.location(), self.message())
+        write!(f, "the task panicked at {}: {}", Shown(self.location()), Shown(self.message()))
     }
 }
 
@@ -234,7 +235,7 @@ impl fmt::Display for RemoteError {
         let shown = if f.alternate() { usize::MAX } else { 1 };
         for (at, message) in self.chain().take(shown).enumerate() {
             f.write_str(if at == 0 { "" } else { ": " })?;
-            f.write_str(message)?;
+            Shown(message).fmt(f)?;
         }
         Ok(())
     }
@@ -301,7 +302,8 @@ impl CodecError {
 
 impl fmt::Display for CodecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "failed to {} (`{}`): {}", self.stage(), self.type_name(), self.cause())
+        let (type_name, cause) = (Shown(self.type_name()), Shown(self.cause()));
+        write!(f, "failed to {} (`{type_name}`): {cause}", self.stage())
     }
 }
 
@@ -396,18 +398,18 @@ impl fmt::Display for PoolError {
                  at the start of `main`, or enable the feature `auto-init`",
             ),
             PoolError::Start { reason } => write!(f, "failed to start a process: {reason}"),
-            PoolError::NotReady { reason } => write!(f, "a process was not ready for work: {reason}"),
+            PoolError::NotReady { reason } => write!(f, "a process was not ready for work: {}", Shown(reason)),
             PoolError::BuildMismatch => f.write_str(
                 "a worker runs another build of the program than the pool: \
                  restart the program after replacing its executable",
             ),
             PoolError::NotConfined { reason } => {
-                write!(f, "a worker could not be given its limits or its sandbox: {reason}")
+                write!(f, "a worker could not be given its limits or its sandbox: {}", Shown(reason))
             }
             #[cfg(feature = "nats")]
             PoolError::Queue { reason } => write!(f, "the queue cannot be used: {reason}"),
             PoolError::Initializer(error) => write!(f, "the initializer failed: {error}"),
-            PoolError::Preload { reason } => write!(f, "the preload function failed: {reason}"),
+            PoolError::Preload { reason } => write!(f, "the preload function failed: {}", Shown(reason)),
             PoolError::Timeline { path, reason } => write!(
                 f,
                 "the timeline cannot be written to {}: {reason}; give `Builder::timeline` a file that may be \

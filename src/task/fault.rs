@@ -112,14 +112,18 @@ impl Fault {
         match &mut self {
             Fault::Panicked(report) => {
                 cut(&mut report.message);
-                report.backtrace.iter_mut().for_each(cut);
+                cut(&mut report.place.file);
+                report.backtrace.iter_mut().chain(&mut report.thread).for_each(cut);
             }
             Fault::Failed(report) => {
                 report.chain.truncate(Fault::MAX_CHAIN);
                 report.chain.iter_mut().for_each(cut);
                 report.backtrace.iter_mut().for_each(cut);
             }
-            Fault::Codec(report) => cut(&mut report.cause),
+            Fault::Codec(report) => {
+                cut(&mut report.type_name);
+                cut(&mut report.cause);
+            }
             Fault::TooLarge { .. } | Fault::Cancelled => {}
         }
         self
@@ -127,7 +131,7 @@ impl Fault {
 }
 
 /// Shortens a text to [`MAX_TEXT`] bytes, and says so at its end.
-fn cut(text: &mut String) {
+pub(crate) fn cut(text: &mut String) {
     if text.len() > MAX_TEXT {
         text.truncate(text.floor_char_boundary(MAX_TEXT));
         text.push_str(" [cut short]");

@@ -1,5 +1,6 @@
 //! Where a task was when its time ran out.
 
+use super::Shown;
 use std::fmt;
 
 /// Where a task was when its time ran out, as far as could be found out in a moment; see
@@ -62,7 +63,7 @@ impl fmt::Display for TimeoutReport {
         f.write_str(&self.summary())?;
         for (title, text) in [("in the program", &self.backtrace), ("in the kernel", &self.kernel_stack)] {
             if let Some(text) = text {
-                write!(f, "\n{title}:\n{}", text.trim_end())?;
+                write!(f, "\n{title}:\n{}", Shown(text.trim_end()))?;
             }
         }
         Ok(())

@@ -132,6 +132,7 @@ pub(crate) fn read_head(message: &[u8]) -> Option<(Head<'_>, &[u8])> {
         return None;
     }
     match &mut head.what {
+        What::Event { site, .. } | What::Span { site, .. } if site.has_tricks() => return None,
         What::Event { site, .. } | What::Span { site, .. } => site.bound(),
         What::Log { target, module, file, .. } => {
             *target = cut(target, LONGEST_NAME);
@@ -144,6 +145,14 @@ pub(crate) fn read_head(message: &[u8]) -> Option<(Head<'_>, &[u8])> {
 }
 
 impl Site<'_> {
+    /// Whether there is something in its names for a terminal rather than for people. Subscribers print them as
+    /// they are: those of a program are constants.
+    fn has_tricks(&self) -> bool {
+        let texts = [Some(self.name), Some(self.target), self.module, self.file];
+        let mut texts = texts.into_iter().flatten().chain(self.fields.iter().copied());
+        texts.any(|text| text.contains(char::is_control))
+    }
+
     /// Cuts what is too long, as it stays in memory for good.
     fn bound(&mut self) {
         self.level = self.level.clamp(1, 5);
@@ -209,6 +218,23 @@ mod tests {
         let of = |spans| Head { lost: Lost::default(), closed: vec![1; spans], what: What::Nothing };
         let is_read = |spans| read_head(&postcard::to_stdvec(&of(spans)).unwrap()).is_some();
         assert!(is_read(2 * MOST_SPANS) && !is_read(2 * MOST_SPANS + 1));
+    }
+
+    #[test]
+    fn names_are_not_for_terminals() {
+        let is_read = |site| {
+            let what = What::Span { id: 1, parent: Parent::None, site };
+            let head = Head { lost: Lost::default(), closed: vec![], what };
+            read_head(&postcard::to_stdvec(&head).unwrap()).is_some()
+        };
+        let trick = "\x1b[2J";
+        assert!(is_read(site()));
+        assert!(!is_read(Site { name: trick, ..site() }) && !is_read(Site { target: trick, ..site() }));
+        assert!(
+            !is_read(Site { module: Some(trick), ..site() })
+                && !is_read(Site { file: Some(trick), ..site() })
+        );
+        assert!(!is_read(Site { fields: vec!["message", trick], ..site() }));
     }
 
     #[test]
