@@ -19,6 +19,10 @@ pub(crate) const MAX_DEPTH: u32 = 256;
 /// up none. Each other takes up one at least.
 pub(crate) const MAX_EMPTY: u64 = 1 << 20;
 
+/// How many elements at most a sequence or a map announces. Some types make room for all that are announced,
+/// and however short their encoding, elements may be large.
+const MAX_ANNOUNCED: usize = 1 << 16;
+
 /// What is left of the bounds that concern all of a value, and whether one was met: postcard drops what
 /// its errors are made of.
 pub(super) struct Bounds {
@@ -222,7 +226,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Bounded<'_, A> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        self.inner.size_hint()
+        self.inner.size_hint().map(|elements| elements.min(MAX_ANNOUNCED))
     }
 }
 
@@ -241,7 +245,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Bounded<'_, A> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        self.inner.size_hint()
+        self.inner.size_hint().map(|elements| elements.min(MAX_ANNOUNCED))
     }
 }
 

@@ -312,6 +312,42 @@ mod tests {
         report.cause
     }
 
+    /// Makes room for all that is announced, as some collections do.
+    #[derive(Debug, PartialEq)]
+    struct Eager(Vec<u8>);
+
+    impl<'de> Deserialize<'de> for Eager {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Eager, D::Error> {
+            struct Elements;
+            impl<'de> serde::de::Visitor<'de> for Elements {
+                type Value = Eager;
+
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("elements")
+                }
+
+                fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut elements: A) -> Result<Eager, A::Error> {
+                    const SIZE: usize = 1024;
+                    let room = elements.size_hint().unwrap_or(0) * SIZE;
+                    assert!(room <= 64 << 20, "{room} bytes for what may be nothing");
+                    let mut all = Vec::new();
+                    while let Some(element) = elements.next_element()? {
+                        all.push(element);
+                    }
+                    Ok(Eager(all))
+                }
+            }
+            deserializer.deserialize_seq(Elements)
+        }
+    }
+
+    #[test]
+    fn no_more_elements_are_announced_than_there_should_be_room_for() {
+        let bytes = postcard::to_stdvec(&vec![7_u8; 1 << 20]).unwrap();
+        let read: Eager = decode(&bytes, CodecStage::DecodeResult).unwrap();
+        assert_eq!(read, Eager(vec![7; 1 << 20]));
+    }
+
     #[test]
     fn values_may_be_nested_but_not_without_end() {
         // A level is an enum and an option.
