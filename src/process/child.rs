@@ -11,7 +11,7 @@ use crate::sys::memory::SharedWords;
 use crate::sys::{fds, signals, thread_count};
 use crate::task::{self, Call, Fault, Host, TaskError};
 use crate::wire::{PROTOCOL, Page, build_identity};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -20,6 +20,11 @@ use std::panic::AssertUnwindSafe;
 
 /// The environment variable that makes a process of this program a fork server or a worker.
 pub(crate) const MARKER: &str = "PROCESSION_ROLE";
+
+/// How many children are reaped before orders are looked for.
+const AT_ONCE: usize = 256;
+
+const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// What a started process is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,17 +206,19 @@ struct Server {
 
 impl Server {
     fn run(&mut self, work: fn(Duties) -> io::Result<()>) -> io::Result<()> {
+        let mut may_be_more = false;
         loop {
             let (ordered, ended) = {
                 let mut fds = [
                     PollFd::new(&self.control.socket, PollFlags::IN),
                     PollFd::new(&self.children_ended, PollFlags::IN),
                 ];
-                rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+                let wait = may_be_more.then_some(&NO_TIME);
+                rustix::io::retry_on_intr(|| poll(&mut fds, wait))?;
                 (!fds[0].revents().is_empty(), !fds[1].revents().is_empty())
             };
-            if ended {
-                self.reap()?;
+            if ended || may_be_more {
+                may_be_more = self.reap()?;
             }
             if ordered {
                 let Some((id, ends)) = self.control.next_start()? else {
@@ -265,14 +272,16 @@ impl Server {
         end_with(Role::Worker.as_str(), worked)
     }
 
-    /// Reports the children that have ended.
-    fn reap(&mut self) -> io::Result<()> {
+    /// Reports children that have ended; whether there may be more. A worker can see to it that there always
+    /// are, by bearing children for its parent, and orders must not wait for that to end.
+    fn reap(&mut self) -> io::Result<bool> {
         let mut drained = [0; 512];
         while rustix::io::read(&self.children_ended, &mut drained).is_ok_and(|read| read > 0) {}
-        while let Ok(Some((pid, ended))) = child::try_wait(None) {
+        for _ in 0..AT_ONCE {
+            let Ok(Some((pid, ended))) = child::try_wait(None) else { return Ok(false) };
             self.report(pid, ended)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn report(&mut self, pid: Pid, ended: Ended) -> io::Result<()> {

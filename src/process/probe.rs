@@ -6,9 +6,13 @@ use crate::task::TimeoutReport;
 use std::fs::read_to_string;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The longest text of the kernel's that is kept.
 const MAX_TEXT: usize = 4096;
+
+/// How many threads are looked at: a task may have started any number.
+const MAX_THREADS: usize = 64;
 
 /// Looks at one worker's process.
 #[derive(Clone)]
@@ -18,9 +22,15 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
-    /// What the thread that runs tasks does, as the kernel sees it. To be used only while the
-    /// process has not been reaped.
+    /// What the thread that runs tasks does, as the kernel sees it; nothing, if the process has
+    /// ended.
     pub(crate) fn look(&self) -> TimeoutReport {
+        let seen = self.look_at_what_may_be_another();
+        // It may have ended by itself meanwhile, and its number have gone to another process.
+        if self.process.wait_ended(Duration::ZERO) { TimeoutReport::default() } else { seen }
+    }
+
+    fn look_at_what_may_be_another(&self) -> TimeoutReport {
         let Some(thread) = self.task_thread() else { return TimeoutReport::default() };
         let read = |file: &str| {
             let mut text = read_to_string(thread.join(file)).ok()?;
@@ -46,7 +56,8 @@ impl Probe {
     /// The first thread that the process started, which is the one that runs tasks.
     fn task_thread(&self) -> Option<PathBuf> {
         let threads = PathBuf::from(format!("/proc/{}/task", self.pid));
-        let numbers = std::fs::read_dir(&threads).ok()?.flatten();
+        // They are listed in the order in which they were started.
+        let numbers = std::fs::read_dir(&threads).ok()?.flatten().take(MAX_THREADS);
         let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let first = numbers.filter(|number| *number != self.pid).min()?;
         Some(threads.join(first.to_string()))

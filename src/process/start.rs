@@ -105,7 +105,7 @@ impl Drop for ChildGuard {
             None => Duration::ZERO,
         };
         let (pid, process, token) = (self.pid, self.process.clone(), self.under_way.token());
-        let end = Ending { pid, process, grace, _token: token };
+        let end = Ending { pid, process, grace, token: Some(token) };
         // Without a thread it is ended here after all.
         let _ = std::thread::Builder::new().name("procession".into()).spawn(move || drop(end));
     }
@@ -117,15 +117,19 @@ struct Ending {
     process: Arc<ProcessFd>,
     /// How long it may take to end by itself.
     grace: Duration,
-    _token: TaskTrackerToken,
+    token: Option<TaskTrackerToken>,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
         self.process.wait_ended(self.grace);
         self.process.kill();
-        // A killed process ends within milliseconds unless the kernel itself is stuck.
-        self.process.wait_ended(END_DEADLINE);
+        // A killed process ends within milliseconds unless the kernel itself is stuck, or a tracer holds it. Then
+        // it is reaped when it does end, and nobody waits for that but this thread.
+        if !self.process.wait_ended(END_DEADLINE) {
+            self.token.take();
+            self.process.wait_ended(Duration::MAX);
+        }
         let _ = try_wait(Some(self.pid));
     }
 }
