@@ -9,7 +9,8 @@ mod common;
 #[path = "hostile/evil.rs"]
 mod evil;
 
-use common::{eventually, gone};
+use common::{eventually, gone, processes};
+use futures::StreamExt;
 use procession::{Arguments, Builder, ExitCause, ProcessPool, TaskError, WorkerStdio};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,12 @@ both! {
     a_tail_that_wavers,
     hearing_nothing,
     leaving_a_daughter_behind,
+    reporting_without_end,
+    logging_without_end,
+    sending_without_room,
+    never_dying,
+    closing_its_ear,
+    bearing_siblings,
 }
 
 type Outcome = Result<(u32, u64), TaskError>;
@@ -255,4 +262,101 @@ async fn never_beginning(builder: Builder) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     pool.shutdown().await;
+}
+
+/// The time for which the pool is busy with a task that it lets go on, as a share of the time that it is there.
+async fn share<F, M>(builder: Builder, hostile: F) -> f64
+where
+    F: Copy + Send + Sync + 'static,
+    u64: Arguments<F, M, Output = (u32, u64)>,
+{
+    let pool = builder.build().unwrap();
+    pool.warm_up().await.unwrap();
+    let (start, used) = (Instant::now(), processor_time());
+    let outcome = pool.task(hostile, 1).timeout(TIME).submit().await;
+    let share = (processor_time() - used).as_secs_f64() / start.elapsed().as_secs_f64();
+    assert_matches!(outcome, Err(TaskError::TimedOut { .. }));
+    assert_eq!(pool.submit(good, 1).await.unwrap().1, 2);
+    pool.shutdown().await;
+    share
+}
+
+async fn reporting_without_end(builder: Builder) {
+    let share = share(builder, evil::report_without_end).await;
+    assert!(share < 0.5, "the program is busy for {share} of the time");
+}
+
+async fn logging_without_end(builder: Builder) {
+    let share = share(builder, evil::log_without_end).await;
+    assert!(share < 0.5, "the program is busy for {share} of the time");
+}
+
+async fn sending_without_room(builder: Builder) {
+    let pool = builder.clone().build().unwrap();
+    let mut stream = pool.stream(evil::send_without_room, 1).window(10);
+    let mut items: Vec<_> = stream.by_ref().take(5).collect().await;
+    items.extend(stream.collect::<Vec<_>>().await);
+    // As long as they are taken there is room.
+    let end = items.pop().unwrap();
+    assert!(matches!(&end, Err(TaskError::WorkerDied(_))) || end.is_ok(), "{end:?}");
+    assert!(items.iter().all(|item| matches!(item, Ok((0, 66)))));
+    pool.shutdown().await;
+    let pool = builder.build().unwrap();
+    let neglected = pool.stream(evil::send_without_room, 1).window(10);
+    let mut neglected = std::pin::pin!(neglected.peekable());
+    assert!(neglected.as_mut().peek().await.is_some());
+    eventually("it is found out", || pool.stats().workers_died() == 1).await;
+    let items: Vec<_> = neglected.collect().await;
+    assert!(items.len() <= 11, "{}", items.len());
+    assert!(matches!(items.last(), Some(Err(TaskError::WorkerDied(exit)))
+        if exit.cause() == ExitCause::ProtocolViolation));
+    for n in 0..20 {
+        assert_eq!(pool.submit(good, n).await.unwrap().1, n + 1);
+    }
+    pool.shutdown().await;
+}
+
+/// A process that does not die although it is killed is not waited for.
+async fn never_dying(builder: Builder) {
+    here_only!("elsewhere its steward is in charge");
+    let pool = builder.build().unwrap();
+    let mut task = pool.submit(evil::never_die, 1);
+    let mut culprit = None;
+    eventually("it begins", || {
+        culprit = task.worker_pid();
+        culprit.is_some() || task.is_finished()
+    })
+    .await;
+    let outcome = tokio::time::timeout(Duration::from_secs(30), &mut task).await;
+    let outcome = outcome.expect("its task is never resolved");
+    if outcome.is_ok() {
+        eprintln!("skipped: no process may be traced here");
+        return pool.shutdown().await;
+    }
+    assert!(is_violation(&outcome), "{outcome:?}");
+    assert_eq!(pool.submit(good, 1).await.unwrap().1, 2);
+    let ended = tokio::time::timeout(Duration::from_secs(30), pool.shutdown()).await;
+    ended.expect("the pool never ends");
+    let culprit = culprit.unwrap();
+    assert!(common::is_alive(culprit), "it did die");
+    for daughter in processes().into_iter().filter(|process| process.parent == culprit) {
+        // SAFETY: this takes no pointers.
+        unsafe { libc::kill(daughter.pid as i32, libc::SIGKILL) };
+    }
+}
+
+/// Not even a program that a broken pipe would end, as other programs of the shell.
+async fn closing_its_ear(builder: Builder) {
+    here_only!("elsewhere it is a connection, and closed in both directions");
+    // SAFETY: setting a signal to its default, or as it was, installs no code.
+    let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let outcome = suffer(builder, evil::close_its_ear).await;
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGPIPE, before) };
+    assert_eq!(outcome.unwrap().1, 0);
+}
+
+async fn bearing_siblings(builder: Builder) {
+    let outcome = suffer(builder, evil::bear_siblings).await;
+    assert_eq!(outcome.unwrap().1, 0);
 }

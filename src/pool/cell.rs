@@ -307,6 +307,15 @@ impl Cell {
         }
     }
 
+    /// It is about to be sent to a worker: what another one has said that denies to have begun it does not
+    /// count.
+    pub(super) fn forget_parts(&self) {
+        if let Some(extra) = self.extra.as_ref().filter(|extra| extra.items > 0) {
+            let parts = std::mem::take(&mut *lock(&extra.parts));
+            drop(parts);
+        }
+    }
+
     pub(super) fn take_parts(&self) -> Parts {
         self.extra.as_ref().map_or_else(Parts::default, |extra| std::mem::take(&mut lock(&extra.parts)))
     }

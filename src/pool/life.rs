@@ -1,8 +1,10 @@
 //! The life of one worker, as a task of the runtime: started, greeted, listened to, buried.
 
+use super::death::{self, Undead};
 use super::inquiry::Inquiry;
-use super::links::ReadyLink;
+use super::links::{ReadyLink, Unanswered};
 use super::outlet::Outlet;
+use super::pace::Pace;
 use super::scheduler::{Violation, WorkerKey};
 use super::shared::{Shared, nanos};
 use super::voice::{Ear, Said};
@@ -10,9 +12,10 @@ use crate::process::{Far, Follower, Killer, Process, Tail, within};
 use crate::sys::child::{Ended, exit_code, exit_signal};
 use crate::sys::fault::STACK_OVERFLOW;
 use crate::sys::{monotonic_now, oom_kills};
-use crate::task::{ExitCause, ExitReport, PoolError, WorkerExit};
+use crate::task::{ExitCause, ExitReport, PoolError, TaskError, WorkerExit, cut_message};
 use crate::wire::{Batch, Body, Frame, Incoming, PROTOCOL, Page, Reply, Request, Setup, build_identity};
 use futures::future::{BoxFuture, FutureExt};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -122,6 +125,7 @@ struct Life {
     results: pipe::Receiver,
     incoming: Incoming,
     batch: Batch,
+    pace: Pace,
     look_out: LookOut,
     page: Option<Arc<Page>>,
     far: Option<Far>,
@@ -130,6 +134,7 @@ struct Life {
     stdout: (Tail, Follower),
     stderr: (Tail, Follower),
     ended: BoxFuture<'static, Option<Ended>>,
+    undead: Undead,
     /// How the process ended, once that is known.
     end: Option<Option<Ended>>,
 }
@@ -149,7 +154,11 @@ impl Life {
         let stderr = (process.stderr.tail(), process.stderr.follow(&shared.outputs));
         let page = process.page.map(Arc::new);
         let probe = process.probe.filter(|_| shared.settings.timeout_reports);
-        let inquiry = probe.map(|probe| Inquiry::new(probe, process.killer.clone()));
+        let (killer, ended, undead) = match &process.far {
+            None => death::within_limit(process.killer, process.ended),
+            Some(_) => (process.killer, process.ended, Undead::default()),
+        };
+        let inquiry = probe.map(|probe| Inquiry::new(probe, killer.clone()));
         Life {
             pid: process.pid,
             oom_kills: oom_kills(),
@@ -161,6 +170,7 @@ impl Life {
             results: process.results,
             incoming: Incoming::new(page.clone(), shared.settings.max_message, READ_SIZE),
             batch: Batch::default(),
+            pace: Pace::new(monotonic_now()),
             // Only a page can be looked at while waiting.
             look_out: LookOut {
                 limit: if page.is_some() { nanos(shared.settings.look_out) } else { 0 },
@@ -169,10 +179,11 @@ impl Life {
             page,
             far: process.far,
             ear: Ear::new(&shared.settings.forwarding),
-            killer: process.killer,
+            killer,
             stdout,
             stderr,
-            ended: process.ended,
+            ended,
+            undead,
             end: None,
         }
     }
@@ -192,7 +203,8 @@ impl Life {
             is_unresponsive: false,
             inquiry: self.inquiry.clone(),
             written: 0,
-            unread_grants: (0, 0),
+            unread_grants: VecDeque::new(),
+            unanswered: Unanswered::default(),
             ear: self.ear.clone(),
         }
     }
@@ -202,7 +214,10 @@ impl Life {
         match self.next_reply(HELLO_DEADLINE).await? {
             Reply::Hello { protocol: PROTOCOL, build } if build == build_identity() => {}
             Reply::Hello { .. } => return Err(PoolError::BuildMismatch),
-            Reply::NotConfined { reason } => return Err(PoolError::NotConfined { reason }),
+            Reply::NotConfined { mut reason } => {
+                cut_message(&mut reason);
+                return Err(PoolError::NotConfined { reason });
+            }
             _ => return Err(not_ready("the worker spoke out of turn".into())),
         }
         let settings = &shared.settings;
@@ -220,10 +235,11 @@ impl Life {
         self.outlet.flush();
         match self.next_reply(settings.start_timeout).await? {
             Reply::Ready => Ok(()),
+            // Many tasks may fail of it, each with a copy.
             Reply::NotReady { fault } if initializer.is_some() => {
-                Err(PoolError::Initializer(Box::new(fault.into())))
+                Err(PoolError::Initializer(Box::new(fault.bounded().into())))
             }
-            Reply::NotReady { fault } => Err(not_ready(crate::task::TaskError::from(fault).to_string())),
+            Reply::NotReady { fault } => Err(not_ready(TaskError::from(fault.bounded()).to_string())),
             _ => Err(not_ready("the worker spoke out of turn".into())),
         }
     }
@@ -272,7 +288,7 @@ impl Life {
         let outlet = self.outlet.clone();
         let mut pump = std::pin::pin!(outlet.pump());
         loop {
-            if let Some(pause) = self.ear.pause() {
+            if let Some(pause) = self.ear.pause().max(self.pace.pause()) {
                 tokio::time::sleep(pause).await;
             }
             match self.take_in(shared, worker) {
@@ -327,6 +343,7 @@ impl Life {
         let gathered = self.incoming.gather(&mut self.batch);
         let is_empty = self.batch.is_empty();
         if !is_empty {
+            self.pace.count(&self.batch, monotonic_now);
             let taken = shared.answered(worker, &mut self.batch);
             taken.map_err(|Violation| "answered a task that it had not been given".to_string())?;
         }
@@ -352,7 +369,11 @@ impl Life {
         let mut total = 0;
         for _ in 0..LAST_ROUNDS {
             match self.take_in(shared, worker) {
-                Ok(true) => continue,
+                Ok(true) => {
+                    // A daughter process may see to it that there are many.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 Ok(false) => {}
                 Err(violation) => return Some(violation),
             }
@@ -387,6 +408,8 @@ impl Life {
         self.stderr.1.finish().await;
         let signal = end.and_then(|end| exit_signal(end.status));
         let far = self.far.as_ref().map(|far| &far.end);
+        let is_undead = self.undead.is_given_up();
+        let undead = || is_undead.then(|| format!("it was killed, and is not dead {:?} later", death::LIMIT));
         let is_cut_off = far.is_some_and(|far| far.was_cut_off()) && !self.outlet.is_closed();
         ExitReport {
             pid: self.pid,
@@ -397,6 +420,7 @@ impl Life {
                 (None, _) if far.is_some() => ExitCause::NodeLost,
                 // It ends without the pool, by itself.
                 (Some(_), None) if is_cut_off => ExitCause::NodeLost,
+                (None, _) if is_undead => ExitCause::Unresponsive,
                 (None, _) => ExitCause::Unknown,
                 (Some(_), Some(_)) => ExitCause::Signalled,
                 (Some(_), None) => ExitCause::Exited,
@@ -404,7 +428,7 @@ impl Life {
             detail: far
                 .and_then(|far| far.loss().or(far.why()))
                 .or(is_cut_off.then_some("its connection has ended"))
-                .map(Into::into),
+                .map_or_else(undead, |detail| Some(detail.into())),
             task: None,
             stderr_tail: self.stderr.0.text(),
             stdout_tail: self.stdout.0.text(),

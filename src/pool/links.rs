@@ -2,13 +2,14 @@
 
 use super::inquiry::Inquiry;
 use super::outlet::Outlet;
-use super::scheduler::{Kill, Ledger, Nanos, WorkerKey};
+use super::scheduler::{Kill, Ledger, Nanos, Violation, WorkerKey};
 use super::state::Chores;
 use super::voice::Ear;
 use crate::process::{FarEnd, Killer, Tail};
 use crate::sys::memory::words_for;
 use crate::wire::{LARGE, Page, Room};
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -44,9 +45,39 @@ pub(super) struct ReadyLink {
     pub(super) inquiry: Option<Inquiry>,
     /// The number of the last task that was written to the pipe, rather than gathered.
     pub(super) written: u64,
-    /// How many grants were made since the pipe had taken so many bytes, ever.
-    pub(super) unread_grants: (u64, u32),
+    /// Where the grants end that are not written to the pipe yet.
+    pub(super) unread_grants: VecDeque<u64>,
+    pub(super) unanswered: Unanswered,
     pub(super) ear: Arc<Ear>,
+}
+
+/// Where the tasks end, in the stream of requests, that a worker was sent and has not answered. A
+/// worker that answers what it has not read would have requests pile up without end.
+#[derive(Default)]
+pub(super) struct Unanswered {
+    ends: VecDeque<(u64, u64)>,
+    /// How much it must have read for what it has answered.
+    read: u64,
+}
+
+impl Unanswered {
+    pub(super) fn sent(&mut self, seq: u64, end: u64) {
+        self.ends.push_back((seq, end));
+    }
+
+    pub(super) fn answered(&mut self, seq: u64) {
+        while let Some(&(first, end)) = self.ends.front()
+            && first <= seq
+        {
+            self.ends.pop_front();
+            self.read = end;
+        }
+    }
+
+    /// Whether what it has answered was written to it.
+    pub(super) fn is_possible(&self, outlet: &Outlet) -> bool {
+        self.read <= outlet.written()
+    }
 }
 
 /// Large arguments to be copied into memory that is shared with a worker, whose outlet is held
@@ -92,6 +123,13 @@ impl Links {
 
     pub(super) fn has_page(&self, worker: WorkerKey) -> bool {
         self.ready(worker).is_some_and(|link| link.page.is_some())
+    }
+
+    /// # Errors
+    /// [`Violation`] if the worker has answered what it cannot have read.
+    pub(super) fn is_possible(&self, worker: WorkerKey) -> Result<(), Violation> {
+        let is_possible = self.ready(worker).is_none_or(|link| link.unanswered.is_possible(&link.outlet));
+        if is_possible { Ok(()) } else { Err(Violation) }
     }
 
     pub(super) fn set(&mut self, worker: WorkerKey, link: Option<Link>) {

@@ -3,6 +3,7 @@
 mod builder;
 mod cell;
 mod clock;
+mod death;
 mod engine;
 mod handle;
 #[cfg(all(test, not(miri)))]
@@ -19,6 +20,7 @@ pub mod nats;
 mod observe;
 mod order;
 mod outlet;
+mod pace;
 mod progress;
 mod scheduler;
 #[cfg(feature = "tower")]

@@ -1,5 +1,6 @@
 //! The stream of requests to one worker, which any thread may write to.
 
+use crate::sys::signals::{broken_pipes_end_us, without_sigpipe};
 use crate::wire::{Page, Request, write_frame};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -39,7 +40,19 @@ struct Queue {
     /// How many frames wait for their bodies to be copied to shared memory. Nothing is written
     /// meanwhile.
     held: u32,
+    /// To write to a pipe that nobody reads would end this process.
+    is_touchy: bool,
+    /// How many bytes were ever queued, and how many of them written.
+    queued: u64,
     total: u64,
+}
+
+/// What became of a frame that was queued.
+pub(super) struct Queued {
+    /// So much has come together that it should be written.
+    pub(super) is_much: bool,
+    /// How many bytes will have been written, ever, when this frame is.
+    pub(super) end: u64,
 }
 
 impl Outlet {
@@ -53,20 +66,22 @@ impl Outlet {
                 tail: Vec::new(),
                 is_stuck: false,
                 held: 0,
+                is_touchy: broken_pipes_end_us(),
+                queued: 0,
                 total: 0,
             }),
             stuck: Notify::new(),
         }
     }
 
-    /// Queues a frame; true if so much has come together that it should be written.
-    pub(super) fn push(&self, head: &Request, body: Bytes) -> bool {
+    /// Queues a frame.
+    pub(super) fn push(&self, head: &Request, body: Bytes) -> Queued {
         self.lock().push(head, body)
     }
 
     /// Queues a frame whose body is elsewhere, or will be: nothing is written before
     /// [`release`](Self::release).
-    pub(super) fn push_held(&self, head: &Request) -> bool {
+    pub(super) fn push_held(&self, head: &Request) -> Queued {
         let mut queue = self.lock();
         queue.held += 1;
         queue.push(head, Bytes::new())
@@ -81,6 +96,11 @@ impl Outlet {
             return queue.total - crate::sys::fds::unacknowledged(pipe).min(queue.total);
         }
         queue.total
+    }
+
+    /// How many bytes the worker can have read, ever.
+    pub(super) fn written(&self) -> u64 {
+        self.lock().total
     }
 
     /// The body of a frame that was held is where the frame says.
@@ -147,18 +167,21 @@ impl Outlet {
 }
 
 impl Queue {
-    fn push(&mut self, head: &Request, body: Bytes) -> bool {
+    fn push(&mut self, head: &Request, body: Bytes) -> Queued {
         if self.pipe.is_none() {
-            return false;
+            return Queued { is_much: false, end: self.queued };
         }
+        let before = self.tail.len();
         write_frame(head, body.len(), &mut self.tail);
+        self.queued += (self.tail.len() - before + body.len()) as u64;
         if body.len() <= COPY_LIMIT {
             self.tail.extend_from_slice(&body);
         } else {
             self.seal_tail();
             self.pieces.push_back(body);
         }
-        !self.pieces.is_empty() || self.tail.len() >= EAGER_FLUSH
+        let is_much = !self.pieces.is_empty() || self.tail.len() >= EAGER_FLUSH;
+        Queued { is_much, end: self.queued }
     }
 
     fn seal_tail(&mut self) {
@@ -175,7 +198,7 @@ impl Queue {
         }
         // Mostly there is just the tail, whose memory is then kept.
         if self.pieces.is_empty() && !self.tail.is_empty() {
-            match pipe.try_write(&self.tail) {
+            match self.write(|| pipe.try_write(&self.tail)) {
                 Ok(written) if written == self.tail.len() => {
                     self.total += written as u64;
                     self.tail.clear();
@@ -192,12 +215,16 @@ impl Queue {
         self.seal_tail();
         while !self.pieces.is_empty() {
             let Some(pipe) = &self.pipe else { return false };
-            match pipe.try_write_vectored(&self.slices()) {
+            match self.write(|| pipe.try_write_vectored(&self.slices())) {
                 Ok(written) => self.advance(written),
                 Err(error) => return is_full(&error),
             }
         }
         false
+    }
+
+    fn write(&self, write: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+        if self.is_touchy { without_sigpipe(write) } else { write() }
     }
 
     fn slices(&self) -> Vec<IoSlice<'_>> {

@@ -392,7 +392,7 @@ impl Shared {
                 link.written = last;
                 chores.flush.push(link.outlet.clone());
             }
-            taken_in
+            taken_in.and(state.links.is_possible(worker))
         })
     }
 

@@ -29,7 +29,7 @@ const EAGER_TASKS: u64 = 4;
 
 /// So many grants may wait for a worker to read on. A pipe holds several thousand more, and an honest
 /// worker sends nothing for which it has not read a grant.
-const UNREAD_GRANTS: u32 = 1024;
+const UNREAD_GRANTS: usize = 1024;
 
 pub(super) struct State {
     pub(super) scheduler: Scheduler<Arc<Cell>>,
@@ -169,6 +169,7 @@ impl State {
         let job = self.scheduler.answered(worker, seq, answer, now)?;
         if let Some(link) = self.links.ready_mut(worker) {
             link.room.give_back(seq);
+            link.unanswered.answered(seq);
             let audience = job.as_ref().map(|(cell, _)| &cell.audience);
             chores.said.extend(link.ear.task_end(seq, audience));
         }
@@ -285,16 +286,16 @@ impl State {
         let Some((worker, seq)) = self.scheduler.whereabouts(task) else { return };
         if let Some(link) = self.links.ready_mut(worker) {
             let written = link.outlet.total();
-            if link.unread_grants.0 != written {
-                link.unread_grants = (written, 0);
+            while link.unread_grants.front().is_some_and(|end| *end <= written) {
+                link.unread_grants.pop_front();
             }
-            link.unread_grants.1 += 1;
-            if link.unread_grants.1 > UNREAD_GRANTS {
+            if link.unread_grants.len() >= UNREAD_GRANTS {
                 // It sends on what it cannot know that it may.
                 return link.kill(Kill::Unresponsive, chores);
             }
             let Grant { items, bytes } = grant;
-            link.outlet.push(&Request::Grant { seq, items, bytes }, Bytes::new());
+            let queued = link.outlet.push(&Request::Grant { seq, items, bytes }, Bytes::new());
+            link.unread_grants.push_back(queued.end);
             chores.flush.push(link.outlet.clone());
         }
     }
@@ -394,23 +395,25 @@ impl State {
             window: cell.inflow().map(|inflow| inflow.window),
         };
         cell.inflow().into_iter().for_each(Inflow::begin);
+        cell.forget_parts();
         if let Some(levels) = link.ear.news(&cell.audience) {
             link.outlet.push(&Request::Listen(levels), Bytes::new());
         }
         let body = cell.body();
-        let is_much = match link.find_room(seq, body.len()) {
+        let queued = match link.find_room(seq, body.len()) {
             Some((page, at)) => {
                 run.place = Some(Place { at, bytes: body.len() as u64 });
-                let is_much = link.outlet.push_held(&Request::Run(run));
+                let queued = link.outlet.push_held(&Request::Run(run));
                 chores.copy.push(Copy { page, at, body, outlet: link.outlet.clone() });
-                is_much
+                queued
             }
             None => link.outlet.push(&Request::Run(run), body),
         };
+        link.unanswered.sent(seq, queued.end);
         // As long as the worker has some to go on with whose answers are still to come, others may
         // be gathered: with those answers they are written.
         let at_work = (link.written + 1).saturating_sub(self.scheduler.first_in_pipeline(worker));
-        if is_much || at_work < EAGER_TASKS {
+        if queued.is_much || at_work < EAGER_TASKS {
             link.written = seq;
             let is_noted = chores.flush.last().is_some_and(|outlet| Arc::ptr_eq(outlet, &link.outlet));
             if !is_noted {

@@ -57,6 +57,39 @@ pub(crate) fn leave_to_the_program() {
     unblock_all_signals();
 }
 
+/// Whether a write to a pipe that nobody reads any more ends this process. It does where a program has seen to it
+/// that `program | head` ends quietly; workers should not be able to end it so.
+pub(crate) fn broken_pipes_end_us() -> bool {
+    // SAFETY: a zeroed sigaction is valid storage that sigaction fills; nothing is installed.
+    unsafe {
+        let mut current: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &mut current);
+        current.sa_sigaction == libc::SIG_DFL
+    }
+}
+
+/// Writes to what may be such a pipe, and fails in the ordinary way if it is.
+pub(crate) fn without_sigpipe<T>(write: impl FnOnce() -> T) -> T {
+    // SAFETY: zeroed sets and times are valid storage; all pointers are to live locals, or null where that is
+    // allowed. What is changed is this thread's own mask, which is as before in the end. The signal is for the
+    // thread that writes; one that had been sent to it before stays.
+    unsafe {
+        let (mut pipe, mut before, mut pending): (libc::sigset_t, libc::sigset_t, libc::sigset_t) =
+            (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed());
+        libc::sigemptyset(&mut pipe);
+        libc::sigaddset(&mut pipe, libc::SIGPIPE);
+        libc::sigpending(&mut pending);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &pipe, &mut before);
+        let written = write();
+        if libc::sigismember(&pending, libc::SIGPIPE) == 0 {
+            let at_once: libc::timespec = std::mem::zeroed();
+            libc::sigtimedwait(&pipe, std::ptr::null_mut(), &at_once);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        written
+    }
+}
+
 /// Does nothing, unless the process has sent the signal to itself: that is the task's own doing.
 extern "C" fn on_ending(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler, and one with a code of

@@ -40,6 +40,9 @@ pub(crate) struct Incoming {
 pub(crate) struct Batch {
     scratch: Vec<u8>,
     replies: Vec<(Reply, Stored)>,
+    /// How many of them say something of a task that goes on, and how many that one is done.
+    pub(crate) reports: u64,
+    pub(crate) answers: u64,
 }
 
 enum Stored {
@@ -81,6 +84,15 @@ impl Body<'_> {
 impl Batch {
     pub(crate) fn is_empty(&self) -> bool {
         self.replies.is_empty()
+    }
+
+    fn push(&mut self, reply: Reply, stored: Stored) {
+        match reply {
+            Reply::Progress { .. } | Reply::Began { .. } => self.reports += 1,
+            Reply::Value { .. } | Reply::Fault { .. } | Reply::Part { .. } => self.answers += 1,
+            _ => {}
+        }
+        self.replies.push((reply, stored));
     }
 
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Reply, Body<'_>)> {
@@ -127,6 +139,7 @@ impl Incoming {
     /// Gathers what has come. What came before an error is in the batch.
     pub(crate) fn gather(&mut self, batch: &mut Batch) -> Result<(), FrameError> {
         batch.scratch.clear();
+        (batch.reports, batch.answers) = (0, 0);
         // Nobody knows yet whether these were asked for, so little is made of many that name one place.
         let mut fetched = 0;
         while batch.replies.len() < BATCH_REPLIES && batch.scratch.len() + fetched < BATCH_BYTES {
@@ -143,7 +156,7 @@ impl Incoming {
                 }
                 _ => stored,
             };
-            batch.replies.push((reply, stored));
+            batch.push(reply, stored);
         }
         if let Some(page) = &self.page {
             page.release(self.head);

@@ -32,6 +32,9 @@ const PART: u8 = 5;
 const VALUE: u8 = 6;
 const BELL: u8 = 8;
 const SKIPPED: u8 = 9;
+const ITEM: u8 = 10;
+const PROGRESS: u8 = 11;
+const VOICE: u8 = 12;
 
 /// What false answers say: no process has the number 0.
 const FALSE: [u8; 2] = [0, 66];
@@ -77,6 +80,20 @@ impl Page {
         let states = SLOTS.step_by(2).map(|at| (at, self.0[at].load(SeqCst)));
         let begun = states.filter(|(_, state)| state & 3 == BEGUN);
         begun.map(|(at, state)| (at, state >> 2)).max_by_key(|(_, seq)| *seq).unwrap()
+    }
+
+    /// Waits for room first, and gives up when there is none for long.
+    fn push_with_room(&self, record: &[u8]) {
+        let needed = 1 + record.len().div_ceil(8) as u64;
+        let used = || self.0[TAIL].load(SeqCst) - self.0[HEAD].load(SeqCst);
+        let start = Instant::now();
+        while !self.is_board() && used() + needed > RING.len() as u64 {
+            if start.elapsed() > REIGN {
+                return;
+            }
+            std::thread::yield_now();
+        }
+        self.push(record);
     }
 
     fn push(&self, record: &[u8]) {
@@ -374,6 +391,35 @@ pub fn be_deaf(_: u64) -> (u32, u64) {
     (std::process::id(), 0)
 }
 
+/// Closes the pipe of its requests, and hears another one in its place.
+pub fn close_its_ear(_: u64) -> (u32, u64) {
+    std::thread::sleep(PREPARATION);
+    let mut silent = [0; 2];
+    // SAFETY: the array has room for both descriptors, and the others take no pointers.
+    unsafe {
+        libc::pipe(silent.as_mut_ptr());
+        libc::dup2(silent[0], Pipes::find().requests);
+    }
+    // Who waits for requests at this moment keeps the pipe open until it looks again.
+    std::thread::sleep(REIGN);
+    (std::process::id(), 0)
+}
+
+/// Bears children for its parent, if that is a fork server, which end at once.
+pub fn bear_siblings(_: u64) -> (u32, u64) {
+    std::thread::sleep(PREPARATION);
+    let parent = format!("/proc/{}/comm", std::os::unix::process::parent_id());
+    if std::fs::read_to_string(parent).unwrap() == "fork server\n" {
+        // SAFETY: the new processes do nothing but end.
+        for_a_while(|| unsafe {
+            if libc::syscall(libc::SYS_clone, libc::CLONE_PARENT | libc::SIGCHLD, 0, 0, 0, 0) == 0 {
+                libc::_exit(0);
+            }
+        });
+    }
+    (std::process::id(), 0)
+}
+
 /// Dies, and leaves a process behind that goes on ringing and answering.
 pub fn leave_a_daughter(_: u64) -> (u32, u64) {
     prepare();
@@ -397,5 +443,73 @@ pub fn leave_a_daughter(_: u64) -> (u32, u64) {
             }
         }
         _ => std::process::abort(),
+    }
+}
+
+/// Goes on saying the same, always with room for it, until it is killed.
+fn repeat(record: &[u8]) -> ! {
+    std::thread::sleep(PREPARATION);
+    let (page, pipes) = (Page::find(), Pipes::find());
+    let start = Instant::now();
+    page.push_with_room(record);
+    pipes.say(&frame(&reply(BELL, 0, &[])));
+    while start.elapsed() < Duration::from_secs(20) {
+        page.push_with_room(record);
+    }
+    std::process::abort();
+}
+
+/// Says without end how far it has got.
+pub fn report_without_end(_: u64) -> (u32, u64) {
+    repeat(&reply(PROGRESS, Page::find().own_seq(), &[7, 0, 0]))
+}
+
+/// Logs without end what it was never asked for, and what is none of what workers log.
+pub fn log_without_end(_: u64) -> (u32, u64) {
+    repeat(&[&[VOICE, 0][..], &[0xff; 6]].concat())
+}
+
+/// Sends items although nobody takes any, and its task is a stream or none.
+pub fn send_without_room(_: u64) -> std::vec::IntoIter<(u32, u64)> {
+    prepare();
+    let (page, seq) = (Page::find(), Page::find().own_seq());
+    let item = reply(ITEM, seq, &[&[0, 0][..], &FALSE].concat());
+    Pipes::find().say(&frame(&reply(BELL, 0, &[])));
+    for_a_while(|| page.push_with_room(&item));
+    vec![].into_iter()
+}
+
+/// Has somebody hold it when it is killed, and then breaks the protocol.
+pub fn never_die(_: u64) -> (u32, u64) {
+    const ANYBODY: libc::c_ulong = libc::c_ulong::MAX;
+    std::thread::sleep(PREPARATION);
+    let (page, pipes) = (Page::find(), Pipes::find());
+    // SAFETY: these take no pointers that are looked at. The daughter only makes system calls.
+    unsafe {
+        libc::prctl(libc::PR_SET_PTRACER, ANYBODY);
+        let itself = libc::getpid();
+        if libc::fork() == 0 {
+            // Should nobody end it before.
+            libc::alarm(90);
+            libc::ptrace(libc::PTRACE_SEIZE, itself, 0, libc::PTRACE_O_TRACEEXIT);
+            loop {
+                libc::pause();
+            }
+        }
+    }
+    let is_held = || !std::fs::read_to_string("/proc/self/status").unwrap().contains("TracerPid:\t0\n");
+    let start = Instant::now();
+    while !is_held() {
+        if start.elapsed() > Duration::from_secs(5) {
+            return (std::process::id(), 0);
+        }
+        std::thread::yield_now();
+    }
+    if !page.is_board() {
+        page.0[TAIL].store(page.0[HEAD].load(SeqCst) + 2 * RING.len() as u64, SeqCst);
+    }
+    pipes.say(&frame(&[0xff; 20]));
+    loop {
+        std::thread::park();
     }
 }

@@ -4,6 +4,8 @@
 //! Hostile ones play random scripts, honest ones do the tasks. Whatever the former do, every handle
 //! resolves, nothing panics, what the latter have answered arrives, and the pool ends when told to.
 
+mod lies;
+mod lone;
 mod peer;
 mod script;
 mod served;
@@ -369,7 +371,7 @@ fn count_panics() {
     });
 }
 
-fn play(scripts: Vec<Script>, asks: Vec<Ask>, finish: Finish) {
+fn play(scripts: Vec<Script>, asks: Vec<Ask>, finish: Finish, has_pages: bool) {
     count_panics();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -384,7 +386,7 @@ fn play(scripts: Vec<Script>, asks: Vec<Ask>, finish: Finish) {
             starts: AtomicUsize::new(0),
             record: Arc::clone(&record),
             hostile: Arc::clone(&hostile),
-            has_pages: true,
+            has_pages,
         };
         let case = Case { pool: pool_on(stage), record, hostile, tally: Tally::default() };
         let played = tokio::time::timeout(PATIENCE, case.play(asks, finish)).await;
@@ -412,9 +414,10 @@ proptest! {
         scripts in prop::collection::vec(script(), 1..5),
         asks in prop::collection::vec(ask(), 1..40),
         finish in finish(),
+        has_pages in prop_oneof![3 => Just(true), 1 => Just(false)],
     ) {
         let before = resident_bytes(std::process::id());
-        play(scripts, asks, finish);
+        play(scripts, asks, finish, has_pages);
         let after = resident_bytes(std::process::id());
         prop_assert!(after < before + ROOM, "memory has grown from {before} to {after}");
     }

@@ -235,6 +235,7 @@ impl Peer {
             }
             Step::Bells(count) => self.write_all(&frame(&Reply::Bell, &[]).repeat(usize::from(*count))),
             Step::Chatter(body) => self.chatter(body),
+            Step::Blind(count) => self.answer_blindly(*count),
             Step::Word(spot, value) => {
                 self.set(*spot, *value);
                 Ok(())
@@ -267,6 +268,23 @@ impl Peer {
                 Some(false) => {}
                 None => self.pause(Duration::from_micros(100))?,
             }
+        }
+        Ok(())
+    }
+
+    /// What it is offered it can see in the page.
+    fn answer_blindly(&mut self, count: u16) -> Result<(), Over> {
+        let patience = Instant::now() + LINGER;
+        for _ in 0..count {
+            let seq = self.last_seq + 1;
+            while !self.page.begin(seq, monotonic_now()) {
+                if Instant::now() > patience {
+                    return Ok(());
+                }
+                self.pause(Duration::from_micros(50))?;
+            }
+            self.last_seq = seq;
+            self.play(&Step::Record(Line { kind: 5, offset: 0, place: None, body: vec![66] }))?;
         }
         Ok(())
     }

@@ -33,6 +33,8 @@ pub(super) enum Step {
     Flood(Line, u16),
     /// Logs the same very many times.
     Chatter(Vec<u8>),
+    /// Answers so many tasks that it was offered, and reads none of them.
+    Blind(u16),
     /// Writes to one word.
     Word(Spot, Value),
     /// Goes on writing to words all over the page, until the end.
@@ -182,6 +184,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => prop_oneof![1u16..3, 0u16..20_000].prop_map(Step::Bells),
         2 => (line(), 1u16..300).prop_map(|(line, count)| Step::Flood(line, count)),
         1 => logged().prop_map(Step::Chatter),
+        1 => (1u16..100).prop_map(Step::Blind),
         4 => (spot(), value()).prop_map(|(spot, value)| Step::Word(spot, value)),
         2 => any::<u64>().prop_map(Step::Haunt),
         1 => line().prop_map(Step::Daughter),

@@ -33,55 +33,14 @@ pub(super) async fn check(
 }
 
 mod cases {
-    use super::super::script::{Line, Script, Step};
-    use super::super::{Stage, pool_on};
+    use super::super::lone::{FAULT_ITEM, ITEM, PROGRESS, VALUE, line, with_peer, with_stage};
+    use super::super::script::{Line, Step};
     use super::*;
     use crate::task::{ExitCause, Fault};
     use crate::{ProcessPool, Progress};
     use futures::future::FutureExt;
     use std::collections::VecDeque;
-    use std::sync::atomic::AtomicUsize;
-    use std::sync::{Arc, Mutex};
     use std::time::Duration;
-
-    // Which reply a line makes.
-    const VALUE: u8 = 5;
-    const ITEM: u8 = 9;
-    const FAULT_ITEM: u8 = 14 * 12 + 9;
-    const PROGRESS: u8 = 11;
-
-    fn line(kind: u8, body: &[u8]) -> Line {
-        Line { kind, offset: 0, place: None, body: body.to_vec() }
-    }
-
-    /// Has a peer begin the first task and then take some steps, with honest ones after it.
-    fn with_peer<F: Future<Output = ()>>(steps: Vec<Step>, body: impl FnOnce(ProcessPool) -> F) {
-        let steps = [vec![Step::Take(None)], steps].concat();
-        with_stage([Script { greets: true, steps, lingers: true }].into(), true, body);
-    }
-
-    fn with_stage<F: Future<Output = ()>>(
-        scripts: VecDeque<Script>,
-        has_pages: bool,
-        body: impl FnOnce(ProcessPool) -> F,
-    ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let (scripts, starts) = (Mutex::new(scripts), AtomicUsize::new(0));
-            let pool = pool_on(Stage {
-                scripts,
-                starts,
-                record: Arc::default(),
-                hostile: Arc::default(),
-                has_pages,
-            });
-            let played = async {
-                body(pool.clone()).await;
-                pool.shutdown().await;
-            };
-            tokio::time::timeout(super::super::PATIENCE, played).await.expect("hangs");
-        });
-    }
 
     /// The items that come before a peer is ended for what it has said.
     async fn until_violation(pool: ProcessPool, window: usize) -> Vec<Result<u64, TaskError>> {

@@ -324,6 +324,9 @@ impl<T> Scheduler<T> {
         answer: Answer,
         now: Nanos,
     ) -> Result<Option<(T, u32)>, Violation> {
+        // Who lives on all the same is not to have company without end.
+        let dying_limit =
+            if answer.dying && self.dying() >= self.config.max_workers { 0 } else { DYING_LIMIT };
         let slot = self.slots.get_mut(worker).ok_or(Violation)?;
         if answer.skipped && !slot.has_page {
             return self.skipped(worker, seq, now).map(|()| None);
@@ -346,7 +349,7 @@ impl<T> Scheduler<T> {
         slot.tasks_done += 1;
         slot.is_worn |= answer.is_worn;
         if answer.dying && slot.phase != Phase::Dying {
-            slot.kill_at = now.saturating_add(DYING_LIMIT);
+            slot.kill_at = now.saturating_add(dying_limit);
             self.set_phase(worker, Phase::Dying);
         }
         self.health.worked();

@@ -245,6 +245,8 @@ impl Slot {
         }
         // The time between the answers of a worker far away is that of the network.
         let ran = std::mem::take(&mut self.ran);
+        // Nor can it have run for longer than it is there, whatever it says.
+        let ran = ran.min(now.saturating_sub(self.started));
         let taken = if self.has_page { now.saturating_sub(self.last_answer) } else { ran };
         let sample = (taken / self.answers).max(1);
         self.last_answer = now;

@@ -422,3 +422,32 @@ fn a_worker_without_a_page_may_not_leave_what_it_was_not_asked_for() {
     assert_eq!(world.scheduler.answered(worker, first + 1, skipped, world.now), Ok(None));
     assert_eq!(world.scheduler.answered(worker, first + 1, skipped, world.now), Err(Violation));
 }
+
+/// Others take the places of those who say that they are about to die. They must not all stay.
+#[test]
+fn those_who_say_that_they_die_and_live_on_get_no_company_without_end() {
+    let world = World::new(2, 0, u64::MAX);
+    let (mut scheduler, pages, mut now) = (world.scheduler, world.pages, world.now);
+    let mut most = 0;
+    for id in 0..50 {
+        scheduler.submit(id, id, Terms::default(), now, &pages).unwrap();
+        while !scheduler.actions.is_empty() {
+            for action in std::mem::take(&mut scheduler.actions) {
+                match action {
+                    Action::Start(worker) => drop(scheduler.worker_ready(worker, true, now, &pages)),
+                    Action::Send { worker, seq, .. } => {
+                        let last = Answer { dying: true, ..Answer::default() };
+                        scheduler.answered(worker, seq, last, now).unwrap();
+                        scheduler.answers_end(worker, now, &pages);
+                    }
+                    Action::Kill { worker, .. } => drop(scheduler.worker_gone(worker, "", now, &pages)),
+                    _ => {}
+                }
+            }
+            most = most.max(scheduler.slots.len());
+            now += MILLISECOND;
+            scheduler.tick(now, &pages);
+        }
+    }
+    assert!(most <= 4, "{most} workers where there may be two");
+}

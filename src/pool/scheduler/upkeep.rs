@@ -203,6 +203,12 @@ impl<T> Scheduler<T> {
         }
     }
 
+    /// How many have said that they are about to die, and were not killed.
+    pub(super) fn dying(&self) -> usize {
+        let is_dying = |slot: &Slot| slot.phase == Phase::Dying && !slot.is_killed;
+        self.slots.iter().filter(|(_, slot)| is_dying(slot)).count()
+    }
+
     pub(super) fn remove(&mut self, worker: WorkerKey) -> Slot {
         // Out of the counts, and out of the list of the idle.
         self.set_phase(worker, Phase::Dying);
