@@ -57,6 +57,13 @@ impl Stored {
             Stored::Own(bytes) => bytes.is_empty(),
         }
     }
+
+    fn bytes<'a>(&'a self, scratch: &'a [u8]) -> &'a [u8] {
+        match self {
+            Stored::Scratch(range) => &scratch[range.clone()],
+            Stored::Own(bytes) => bytes,
+        }
+    }
 }
 
 /// The body of a reply.
@@ -148,6 +155,7 @@ impl Incoming {
             if !stored.is_empty() && !reply.may_have_body() {
                 return Err(FrameError::Garbled);
             }
+            self.check_size(&reply, stored.bytes(&batch.scratch))?;
             let stored = match reply {
                 Reply::Value { place: Some(place), .. } | Reply::Item { place: Some(place), .. } => {
                     let body = self.fetch(place)?;
@@ -162,6 +170,18 @@ impl Incoming {
             page.release(self.head);
         }
         Ok(())
+    }
+
+    /// A frame may be longer than a value, as others have heads that are long.
+    fn check_size(&self, reply: &Reply, body: &[u8]) -> Result<(), FrameError> {
+        let value = match reply {
+            Reply::Value { .. } => body,
+            // Behind the byte that says which kind it is; another kind than a value is a fault.
+            Reply::Part { .. } => body.strip_prefix(&[0]).unwrap_or_default(),
+            _ => return Ok(()),
+        };
+        let size = value.len() as u64;
+        if size > self.max_message { Err(FrameError::TooLong(size)) } else { Ok(()) }
     }
 
     fn next(&mut self, scratch: &mut Vec<u8>) -> Result<Option<(Reply, Stored)>, FrameError> {
@@ -303,6 +323,43 @@ mod tests {
             scene.push(&Reply::Value { seq, is_worn: false, ran: 0, place });
         }
         assert_eq!(scene.gather().unwrap(), 32 << 20);
+    }
+
+    #[test]
+    fn no_value_is_longer_than_it_may_be() {
+        const SHORT: u64 = 1000;
+        let value = || Reply::Value { seq: 1, is_worn: false, ran: 0, place: None };
+        let part = || Reply::Part { seq: 1 };
+        let body = |kind: Option<u8>, length: u64| [kind.as_slice(), &vec![7; length as usize]].concat();
+        let cases = [
+            (value(), body(None, SHORT), true),
+            (value(), body(None, SHORT + 1), false),
+            (part(), body(Some(0), SHORT), true),
+            (part(), body(Some(0), SHORT + 1), false),
+            // A fault is as long as it is.
+            (part(), body(Some(1), SHORT + 1), true),
+        ];
+        for has_page in [true, false] {
+            for (reply, body, is_taken) in &cases {
+                let (pool, file) = Page::create().unwrap();
+                let page = Page::open(file.as_fd()).unwrap();
+                let mut incoming = Incoming::new(has_page.then(|| Arc::new(pool)), SHORT, 1000);
+                match has_page {
+                    true => {
+                        let record = [&postcard::to_stdvec(reply).unwrap(), &body[..]].concat();
+                        page.push(&mut 0, &record).unwrap();
+                    }
+                    false => {
+                        let mut frame = Vec::new();
+                        write_frame(reply, body.len(), &mut frame);
+                        frame.extend_from_slice(body);
+                        incoming.buffer(frame.len()).extend_from_slice(&frame);
+                    }
+                }
+                let gathered = incoming.gather(&mut Batch::default());
+                assert_eq!(gathered.is_ok(), *is_taken, "{reply:?}");
+            }
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! resolves, nothing panics, what the latter have answered arrives, and the pool ends when told to.
 
 mod lies;
+mod listeners;
 mod lone;
 mod peer;
 mod script;
@@ -135,10 +136,7 @@ impl Launch for Stage {
 
 fn pool_on(stage: Stage) -> ProcessPool {
     // Or nothing that a peer logs would go further.
-    #[cfg(feature = "log")]
-    log::set_max_level(log::LevelFilter::Trace);
-    #[cfg(feature = "tracing")]
-    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
+    listeners::listen();
     let settings = Settings {
         max_workers: 2,
         queue_capacity: None,

@@ -1,7 +1,7 @@
 //! What a hostile peer does, as data: one step after another, made by proptest.
 
 use crate::task::{Fault, PanicReport, Progress};
-use crate::wire::voice::{Head, Lost, Parent, Site, What};
+use crate::wire::voice::{Head, Lost, Parent, Site, Value as Told, What};
 use crate::wire::{PROTOCOL, Page, Place, Reply, build_identity};
 use proptest::prelude::*;
 
@@ -124,15 +124,50 @@ impl Line {
 
 /// Something that was logged, or is just not.
 fn logged() -> impl Strategy<Value = Vec<u8>> {
-    let of = |id, name: String| {
-        let fields = vec!["message", "n"];
-        let (module, file, line) = (None, None, Some(1));
-        let site = Site { level: 1, name: &name, target: "hostile", module, file, line, fields };
-        let lost = Lost { events: id, spans: 0 };
-        let what = What::Span { id, parent: Parent::Task, site };
-        postcard::to_stdvec(&Head { lost, closed: vec![1], what }).unwrap_or_default()
-    };
-    (0u64..4, "[ab]{0,3}").prop_map(move |(id, name)| of(id, name))
+    let parent = prop_oneof![Just(Parent::None), Just(Parent::Task), (0u64..6).prop_map(Parent::Span)];
+    let closed = prop::collection::vec(0u64..6, 0..3);
+    let values = prop::collection::vec((0u8..4, said()), 0..4);
+    (0u8..7, 0u64..6, parent, "[ab]{0,3}", closed, values).prop_map(
+        |(kind, id, parent, name, closed, values)| {
+            let fields = vec!["message", "n"];
+            let (module, file, line) = (None, None, Some(1));
+            let site = Site { level: kind, name: &name, target: "hostile", module, file, line, fields };
+            let what = match kind {
+                0 => What::Nothing,
+                1 => What::Recorded { id },
+                2 => What::Follows { id, from: parent },
+                3 => What::Log { parent, level: id as u8, target: &name, module, file, line, message: &name },
+                4 => What::Event { parent, site },
+                _ => What::Span { id, parent, site },
+            };
+            let is_record = kind == 3;
+            let lost = Lost { events: id / 5, spans: u64::MAX * (id / 5) };
+            let mut message = postcard::to_stdvec(&Head { lost, closed, what }).unwrap();
+            for (index, value) in values {
+                let value = match is_record {
+                    true => postcard::to_stdvec(&(&name, value)),
+                    false => postcard::to_stdvec(&(index, value)),
+                };
+                message.extend(value.unwrap());
+            }
+            message
+        },
+    )
+}
+
+/// A value of a field.
+fn said() -> impl Strategy<Value = Told<'static>> {
+    prop_oneof![
+        any::<i64>().prop_map(Told::I64),
+        any::<u64>().prop_map(Told::U64),
+        any::<i128>().prop_map(Told::I128),
+        any::<u128>().prop_map(Told::U128),
+        any::<f64>().prop_map(Told::F64),
+        any::<bool>().prop_map(Told::Bool),
+        Just(Told::Text("\x1b[2J")),
+        Just(Told::Shown("")),
+        (0usize..20).prop_map(|causes| Told::Error(vec!["it"; causes])),
+    ]
 }
 
 fn line() -> impl Strategy<Value = Line> {

@@ -17,6 +17,15 @@ use tracing_core::{Dispatch, Event, Kind, Level, LevelFilter, Metadata, dispatch
 /// The most spans of a worker that are open at a time: twice as many as one that means well has.
 const MOST_SPANS: usize = 2 * voice::MOST_SPANS;
 
+/// How many spans may be one within another. A subscriber keeps those that are over as long as there is one within
+/// them, and may go down the stack for each when they close.
+const DEEPEST: usize = 256;
+
+/// How much may be said of a span once it is open: the bytes of fields, and so many for each time. Subscribers
+/// keep it until the span closes.
+const MOST_SAID: usize = 64 * 1024;
+const COST: usize = 64;
+
 static LOST: DefaultCallsite = DefaultCallsite::new(&LOST_METADATA);
 static LOST_METADATA: Metadata<'static> = tracing_core::metadata! {
     name: "dropped",
@@ -93,7 +102,23 @@ struct Open {
     /// Where it comes from; `None` if the subscriber does not want it.
     site: Option<&'static Site>,
     task: Option<u64>,
+    /// How many spans of the worker there are around what is within it.
+    depth: usize,
+    /// How much more may be said of it.
+    room: usize,
 }
+
+/// What something is in.
+struct Where {
+    around: Around,
+    /// With which task a span there closes.
+    task: Option<u64>,
+    /// How many spans of the worker there are around it.
+    depth: usize,
+}
+
+/// More is said of a span than may be.
+struct TooMuch;
 
 impl Ear {
     pub(super) fn close(&self, ids: &[u64]) {
@@ -126,33 +151,41 @@ impl Ear {
         task.is_some_and(|task| lock(&self.over).contains(&task))
     }
 
-    /// A span that is open, and with which task it closes.
-    fn open(&self, id: u64) -> Option<(Around, Option<&'static Site>, Option<u64>)> {
+    /// Within a span that is open.
+    fn within(&self, id: u64) -> Option<Where> {
         // Under the lock, as it may be closed when its task is resolved. Cloning a handle is all that runs
         // here.
         let spans = lock(&self.spans);
-        spans.0.get(&id).map(|open| (open.around.clone(), open.site, open.task))
+        let open = spans.0.get(&id)?;
+        Some(Where { around: open.around.clone(), task: open.task, depth: open.depth })
+    }
+
+    /// A span that is open, and that the subscriber wants, of which so many bytes more are to be said.
+    fn more_of(&self, id: u64, bytes: usize) -> Option<Result<(Around, &'static Site), TooMuch>> {
+        let mut spans = lock(&self.spans);
+        let open = spans.0.get_mut(&id)?;
+        let site = open.site?;
+        let left = open.room.checked_sub(bytes.saturating_add(COST));
+        open.room = left.unwrap_or(0);
+        Some(left.map(|_| (open.around.clone(), site)).ok_or(TooMuch))
     }
 }
 
 impl Said {
     /// What something is in that a worker has said.
     pub(super) fn around(&self, parent: Parent) -> Around {
-        self.place(parent).0
+        self.place(parent).around
     }
 
-    /// What something is in, and with which task a span there closes: with that of its parent, whichever
-    /// the worker names.
-    fn place(&self, parent: Parent) -> (Around, Option<u64>) {
+    /// What something is in. A span there closes with the task of its parent, whichever the worker names.
+    fn place(&self, parent: Parent) -> Where {
+        let outermost = |around| Where { around, task: self.task, depth: 0 };
         match parent {
-            Parent::Span(id) => match self.ear.open(id) {
-                Some((around, _, task)) => (around, task),
-                None => (self.around_task(), self.task),
-            },
-            Parent::Task => (self.around_task(), self.task),
+            Parent::Span(id) => self.ear.within(id).unwrap_or_else(|| outermost(self.around_task())),
+            Parent::Task => outermost(self.around_task()),
             Parent::None => {
                 let dispatch = self.around_task().dispatch.clone();
-                (Around { dispatch, span: None }, self.task)
+                outermost(Around { dispatch, span: None })
             }
         }
     }
@@ -170,16 +203,16 @@ impl Said {
             What::Event { parent, site } => self.tell_event(&self.around(parent), &site, rest),
             What::Span { id, parent, site } => self.open(id, parent, &site, rest),
             What::Recorded { id } => {
-                let Some((around, Some(site), _)) = self.ear.open(id) else { return };
+                let Some(more) = self.ear.more_of(id, rest.len()) else { return };
+                let Ok((around, site)) = more else { return self.tell_lost_span() };
                 let (Some(span), false) = (&around.span, site.is_generic) else { return };
                 with_values(site, None, rest, |values| {
                     in_place(&around.dispatch, |dispatch| dispatch.record(span, &Record::new(values)));
                 });
             }
             What::Follows { id, from } => {
-                let (Some((around, Some(_), _)), from) = (self.ear.open(id), self.around(from)) else {
-                    return;
-                };
+                let Some(more) = self.ear.more_of(id, 0) else { return };
+                let (Ok((around, _)), from) = (more, self.around(from)) else { return self.tell_lost_span() };
                 if let (Some(span), Some(from)) = (&around.span, &from.span) {
                     in_place(&around.dispatch, |dispatch| dispatch.record_follows_from(span, from));
                 }
@@ -201,10 +234,9 @@ impl Said {
     }
 
     fn open(&self, id: u64, parent: Parent, described: &Described<'_>, rest: &[u8]) {
-        let (around, task) = self.place(parent);
-        if lock(&self.ear.spans).0.len() >= MOST_SPANS {
-            self.tell_lost_as_event(Lost { events: 0, spans: 1 });
-            return;
+        let Where { around, task, depth } = self.place(parent);
+        if depth >= DEEPEST || lock(&self.ear.spans).0.len() >= MOST_SPANS {
+            return self.tell_lost_span();
         }
         let site = sites::find(described, true);
         let span = with_values(site, Some(described), rest, |values| {
@@ -221,13 +253,23 @@ impl Said {
             Some(span) => Around { dispatch: around.dispatch.clone(), span: Some(span) },
             None => around.clone(),
         };
-        let open = Open { around, site: is_wanted.then_some(site), task };
+        let open = Open {
+            around,
+            site: is_wanted.then_some(site),
+            task,
+            depth: depth + usize::from(is_wanted),
+            room: MOST_SAID,
+        };
         let dropped = {
             let mut spans = lock(&self.ear.spans);
             // When its task was resolved meanwhile, nobody would close it.
             if self.ear.is_over(task) { Some(open) } else { spans.0.insert(id, open) }
         };
         drop(dropped);
+    }
+
+    fn tell_lost_span(&self) {
+        self.tell_lost_as_event(Lost { events: 0, spans: 1 });
     }
 
     /// False if there is nobody to be told.

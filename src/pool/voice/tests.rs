@@ -160,7 +160,7 @@ proptest! {
 mod listening {
     use super::*;
     use std::collections::HashSet;
-    use tracing::span::{Attributes, Id};
+    use tracing::span::{Attributes, Id, Record};
     use tracing::subscriber::DefaultGuard;
     use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
     use tracing_subscriber::registry::{LookupSpan, Registry};
@@ -176,6 +176,7 @@ mod listening {
         sites: HashSet<usize>,
         open: usize,
         most: usize,
+        records: usize,
         dropped: Vec<String>,
     }
 
@@ -197,6 +198,14 @@ mod listening {
             tally.sites.insert(std::ptr::from_ref(span.metadata()) as usize);
             tally.open += 1;
             tally.most = tally.most.max(tally.open);
+        }
+
+        fn on_record(&self, _: &Id, _: &Record<'_>, _: Context<'_, S>) {
+            lock(&self.0).records += 1;
+        }
+
+        fn on_follows_from(&self, _: &Id, _: &Id, _: Context<'_, S>) {
+            lock(&self.0).records += 1;
         }
 
         fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
@@ -282,6 +291,38 @@ mod listening {
         assert_eq!(lock(&heard.0).dropped.len(), 3000 - 1024);
         line.ear.end().into_iter().for_each(Said::tell);
         assert_eq!(heard.open(), 0);
+    }
+
+    /// Each is kept by the one within it, though it is over, and closing the innermost closes one in another.
+    #[test]
+    fn spans_are_not_nested_without_end() {
+        let (heard, _guard) = Heard::set();
+        let line = Line::new();
+        for _ in 0..8000 {
+            line.say(message(What::Span { id: 1, parent: Parent::Span(1), site: site("span") }, &[]));
+        }
+        line.end_task();
+        assert_eq!(heard.open(), 0);
+        assert!(lock(&heard.0).most <= 256, "{} spans, one within another", lock(&heard.0).most);
+    }
+
+    /// Subscribers keep what is recorded of a span until that closes.
+    #[test]
+    fn what_is_recorded_of_a_span_is_bounded() {
+        let (heard, _guard) = Heard::set();
+        let line = Line::new();
+        line.say(message(What::Span { id: 1, parent: Parent::None, site: site("span") }, &[]));
+        let text = "x".repeat(10_000);
+        for _ in 0..1000 {
+            line.say(message(What::Recorded { id: 1 }, &[(1, Value::Text(&text))]));
+            line.say(message(What::Recorded { id: 1 }, &[]));
+            line.say(message(What::Follows { id: 1, from: Parent::Span(1) }, &[]));
+        }
+        let records = lock(&heard.0).records;
+        assert!((6..2000).contains(&records), "{records}");
+        line.end_task();
+        assert_eq!(heard.open(), 0);
+        assert!(!lock(&heard.0).dropped.is_empty());
     }
 
     #[test]
