@@ -96,6 +96,13 @@ impl Page {
         self.push(record);
     }
 
+    /// Has the pool look at what was pushed first.
+    fn ring(&self) {
+        if !self.is_board() {
+            Pipes::find().say(&frame(&reply(BELL, 0, &[])));
+        }
+    }
+
     fn push(&self, record: &[u8]) {
         if self.is_board() {
             return Pipes::find().say(&frame(record));
@@ -449,10 +456,9 @@ pub fn leave_a_daughter(_: u64) -> (u32, u64) {
 /// Goes on saying the same, always with room for it, until it is killed.
 fn repeat(record: &[u8]) -> ! {
     std::thread::sleep(PREPARATION);
-    let (page, pipes) = (Page::find(), Pipes::find());
-    let start = Instant::now();
+    let (page, start) = (Page::find(), Instant::now());
     page.push_with_room(record);
-    pipes.say(&frame(&reply(BELL, 0, &[])));
+    page.ring();
     while start.elapsed() < Duration::from_secs(20) {
         page.push_with_room(record);
     }
@@ -474,7 +480,8 @@ pub fn send_without_room(_: u64) -> std::vec::IntoIter<(u32, u64)> {
     prepare();
     let (page, seq) = (Page::find(), Page::find().own_seq());
     let item = reply(ITEM, seq, &[&[0, 0][..], &FALSE].concat());
-    Pipes::find().say(&frame(&reply(BELL, 0, &[])));
+    page.push_with_room(&item);
+    page.ring();
     for_a_while(|| page.push_with_room(&item));
     vec![].into_iter()
 }
