@@ -38,8 +38,11 @@ use std::path::{Path, PathBuf};
 /// [`env_clear`](crate::Builder::env_clear) where they hold secrets, which `preload`, the memory
 /// that all workers are forked from, must not hold either.
 ///
-/// A task can start as many threads as it has memory for their stacks, which it may choose to be
-/// small. It cannot have a pool of its own.
+/// A task can start as many threads as it has memory for their stacks, which it may choose to be a page
+/// each: some ten thousand in little memory. Threads, signals that wait, and what pipes hold are counted
+/// for each user by the kernel, so that your other programs may be short of them. Where that matters, run
+/// the program as a user of its own, in a control group with a `pids.max` (with systemd: `TasksMax=`).
+/// A task cannot have a pool of its own.
 ///
 /// It does not hide that there are files: whether one exists, its size and its times can be asked for
 /// under any path (`stat`), and where symbolic links lead, which Landlock does not watch over; so can
@@ -134,8 +137,10 @@ impl Sandbox {
     /// directory. Changes of a file's mode are ignored, since they would reach files that are not the
     /// task's, and changes of its times or owner are refused. As with [`read`](Sandbox::read) it must be
     /// there when the pool is built. What tasks have put into a directory may be symbolic links to
-    /// anywhere: your program should not follow them. Before Linux 5.19 they cannot move a file
-    /// from one directory to another.
+    /// anywhere: your program should not follow them. They cannot make a file that runs as its owner
+    /// (`setuid`), but one that your program, or another, executes by its name: do not give them a
+    /// directory with programs. Nothing bounds how much they write: a file system of its own does. Before
+    /// Linux 5.19 they cannot move a file from one directory to another.
     pub fn write(mut self, path: impl Into<PathBuf>) -> Sandbox {
         self.write.push(path.into());
         self
@@ -147,13 +152,16 @@ impl Sandbox {
     /// end it either.
     ///
     /// Tasks can then fork: only the system's limits, such as a cgroup's `pids.max`, bound how
-    /// often.
+    /// often. Nor are these processes ended with the worker, by a timeout or with your program. What can
+    /// be executed is no bound on what code runs: a task that was taken over has code of its own, and
+    /// with a dynamic linker it can run whatever it can read.
     pub fn execute(mut self, path: impl Into<PathBuf>) -> Sandbox {
         self.execute.push(path.into());
         self
     }
 
-    /// Lets tasks use the network over IPv4 and IPv6: all of it, the machine's own ports included.
+    /// Lets tasks use the network over IPv4 and IPv6, by TCP, UDP and ICMP: all of it, the machine's own
+    /// ports included, and also those that your program shares (`SO_REUSEPORT`).
     /// Unix sockets stay out of reach. To resolve names, `/etc` must be readable.
     pub fn allow_network(mut self) -> Sandbox {
         self.network = true;

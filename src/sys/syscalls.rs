@@ -104,15 +104,24 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
     when(libc::SYS_clone, clone)?;
     // Opening a file for reading, and emptying it while at it. Landlock knows that as writing only
     // since Linux 6.2. Nor for neither reading nor writing, a third way that Linux has, of which
-    // Landlock knows nothing: what is opened so can be locked, emptied and have its mode changed.
+    // Landlock knows nothing: what is opened so can be locked, emptied and have its mode changed. Nor
+    // making one that is executed as its owner.
     let (access, truncate) = (libc::O_ACCMODE as u64, libc::O_TRUNC as u64);
     let opening = |flags| {
         let emptied = vec![masked(flags, access | truncate, truncate)?];
-        Ok::<_, seccompiler::BackendError>(vec![emptied, vec![has(flags, access)?]])
+        let mut rules = vec![emptied, vec![has(flags, access)?]];
+        for (creating, lent) in
+            [libc::O_CREAT, libc::O_TMPFILE].into_iter().flat_map(|how| LENT.map(|lent| (how, lent)))
+        {
+            rules.push(vec![has(flags, creating as u64)?, has(flags + 1, lent)?]);
+        }
+        Ok::<_, seccompiler::BackendError>(rules)
     };
     when(libc::SYS_openat, opening(2)?)?;
     #[cfg(target_arch = "x86_64")]
     when(libc::SYS_open, opening(1)?)?;
+    #[cfg(target_arch = "x86_64")]
+    when(libc::SYS_creat, LENT.into_iter().map(|lent| Ok(vec![has(1, lent)?])).collect::<Result<_, _>>()?)?;
     // Not what has a signal sent to whatever process is named.
     when(libc::SYS_fcntl, vec![none_of(1, FCNTL)?])?;
     // Not what types into the terminal.
@@ -120,11 +129,18 @@ fn refused(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Rules, sec
     when(libc::SYS_prctl, vec![none_of(0, PRCTL)?])?;
     // Streams between threads, which lead nowhere else. From a datagram socket of a pair one can
     // send to any other; for Unix sockets, raw is the same.
-    let is_kind = |kind| Ok::<_, seccompiler::BackendError>(vec![masked(1, 0xf, kind as u64)?]);
+    let is_kind = |kind: i32| Ok::<_, seccompiler::BackendError>(vec![masked(1, 0xf, kind as u64)?]);
     let unix = vec![is_not(0, libc::AF_UNIX as u64)?];
     when(libc::SYS_socketpair, vec![unix, is_kind(libc::SOCK_DGRAM)?, is_kind(libc::SOCK_RAW)?])?;
     if allowed.network {
-        when(libc::SYS_socket, vec![none_of(0, &[libc::AF_INET as u64, libc::AF_INET6 as u64])?])?;
+        // The kernel would load rarely used parts of itself for any other.
+        let families = none_of(0, &[libc::AF_INET as u64, libc::AF_INET6 as u64])?;
+        let mut sockets = vec![families, none_of(2, PROTOCOLS)?];
+        let rare = (0..=0xf).filter(|kind| ![libc::SOCK_STREAM, libc::SOCK_DGRAM].contains(kind));
+        for kind in rare {
+            sockets.push(is_kind(kind)?);
+        }
+        when(libc::SYS_socket, sockets)?;
     }
     Ok(refused)
 }
@@ -156,6 +172,19 @@ fn has_not(argument: u8, flag: u64) -> Condition {
 fn has(argument: u8, flag: u64) -> Condition {
     masked(argument, flag, flag)
 }
+
+/// What lends whoever executes a file the rights of its owner, or of its group.
+const LENT: [u64; 2] = [libc::S_ISUID as u64, libc::S_ISGID as u64];
+
+/// The protocols that sockets may speak; 0 is what is usual for the kind.
+const PROTOCOLS: &[u64] = &[
+    0,
+    libc::IPPROTO_TCP as u64,
+    libc::IPPROTO_MPTCP as u64,
+    libc::IPPROTO_UDP as u64,
+    libc::IPPROTO_ICMP as u64,
+    libc::IPPROTO_ICMPV6 as u64,
+];
 
 /// With any of these, nothing is cloned.
 const NEVER_CLONED: &[i32] = &[

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -41,6 +41,23 @@ pub(super) static ESCAPES: &[Escape] = &[
     escape("create", |stage| open(stage.theirs().join("new"), libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL)),
     escape("create without a name", |stage| open(stage.theirs(), libc::O_WRONLY | libc::O_TMPFILE))
         .needs("a file system with O_TMPFILE"),
+    escape("create what runs as its owner", |stage| create_lent(stage, libc::O_CREAT, 0o4711)),
+    escape("create what runs as its group", |stage| create_lent(stage, libc::O_CREAT, 0o2711)),
+    escape("create what runs as its owner, without a name", |stage| {
+        create_lent(stage, libc::O_TMPFILE, 0o4711)
+    })
+    .needs("a file system with O_TMPFILE"),
+    escape("create what runs as its owner by the older call", create_lent_by_older_call),
+    escape("open again for writing", |stage| open_again(readable(stage)?.as_fd(), libc::O_WRONLY)),
+    escape("open what is only named", |stage| {
+        open_again(open_fd(stage.secret(), libc::O_PATH)?.as_fd(), libc::O_RDONLY)
+    }),
+    escape("hold back who writes", |stage| {
+        // SAFETY: it takes no pointers.
+        check(unsafe { libc::fcntl(readable(stage)?.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) })
+    })
+    .needs("a file system with leases"),
+    escape("be told of changes", be_told_of_changes).needs("dnotify"),
     escape("create shared memory", create_shared_memory).needs("/dev/shm"),
     escape("create a directory", |stage| told(fs::create_dir(stage.theirs().join("new")))),
     escape("create a pipe", create_pipe),
@@ -167,6 +184,42 @@ fn create_shared_memory(stage: &Stage) -> Outcome {
     }
 }
 
+/// Makes a file of this mode in a directory that may be writable, or finds that it was made without.
+fn create_lent(stage: &Stage, how: i32, mode: u32) -> Outcome {
+    let path = match how {
+        libc::O_CREAT => stage.mine().join(format!("lent-{mode:o}")),
+        _ => stage.mine(),
+    };
+    // SAFETY: the path is a C string; a descriptor that is opened is for us alone.
+    let file = unsafe {
+        let fd = libc::open(c_path(path).as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC | how, mode);
+        check(fd).map(|()| File::from_raw_fd(fd))?
+    };
+    expect_mode(&file, mode)
+}
+
+fn create_lent_by_older_call(stage: &Stage) -> Outcome {
+    // SAFETY: the path is a C string; a descriptor that is opened is for us alone.
+    let file = unsafe {
+        let fd = libc::creat(c_path(stage.mine().join("lent")).as_ptr(), 0o6711);
+        check(fd).map(|()| File::from_raw_fd(fd))?
+    };
+    expect_mode(&file, 0o6711)
+}
+
+/// Opens the same file once more, in another way.
+fn open_again(file: BorrowedFd<'_>, flags: i32) -> Outcome {
+    open(format!("/proc/self/fd/{}", file.as_raw_fd()), flags)
+}
+
+fn be_told_of_changes(stage: &Stage) -> Outcome {
+    const F_NOTIFY: i32 = 1026;
+    const DN_CREATE: i32 = 4;
+    let directory = open_fd(stage.mine(), libc::O_RDONLY | libc::O_DIRECTORY)?;
+    // SAFETY: it takes no pointers.
+    check(unsafe { libc::fcntl(directory.as_raw_fd(), F_NOTIFY, DN_CREATE) })
+}
+
 fn create_pipe(stage: &Stage) -> Outcome {
     // SAFETY: the path is a C string.
     check(unsafe { libc::mkfifo(c_path(stage.theirs().join("new")).as_ptr(), 0o600) })
@@ -205,8 +258,12 @@ fn set_mode_of_open(stage: &Stage, mode: u32) -> Outcome {
     // SAFETY: the descriptor is open.
     check(unsafe { libc::fchmod(file.as_raw_fd(), mode) })?;
     // Who may write is told that it is done.
-    let is_done = file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o7777 == mode);
-    if is_done { Ok(()) } else { Err(libc::EPERM) }
+    expect_mode(&file, mode)
+}
+
+fn expect_mode(file: &File, mode: u32) -> Outcome {
+    let is_it = file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o7777 == mode);
+    if is_it { Ok(()) } else { Err(libc::EPERM) }
 }
 
 fn set_mode_of_opened_for_neither(stage: &Stage) -> Outcome {

@@ -16,6 +16,11 @@ async fn the_kernel_is_there_without_a_sandbox(method: StartMethod) {
 
 pub(super) static ESCAPES: &[Escape] = &[
     escape("io_uring", |_| io_uring()).needs("io_uring"),
+    escape("an older way to do the same", |_| {
+        let mut context = 0usize;
+        call(libc::SYS_io_setup, [1, &raw mut context as i64, 0])
+    })
+    .needs("asynchronous input and output"),
     escape("bpf", |_| bpf()).needs("bpf"),
     escape("perf", |_| perf()).needs("perf events"),
     escape("userfaultfd", |_| call(libc::SYS_userfaultfd, [1, 0, 0])).needs("userfaultfd"),

@@ -1,4 +1,35 @@
-//! Other ways into the kernel than the usual system call.
+//! Other ways into the kernel than the usual system calls.
+
+use procession::{Builder, Sandbox};
+
+use crate::{caged, errno};
+
+both! { calls_of_later_kernels_are_unknown }
+
+/// What each system call from this number on gives, which all architectures have in common since Linux
+/// 5.1: an error, or a result.
+fn call_each(first: i64, but: Vec<i64>) -> Vec<(i64, i64)> {
+    let attempt = |number| {
+        // SAFETY: no call takes that many wrong arguments, and all addresses are such that none is read or
+        // written.
+        let result = unsafe { libc::syscall(number, -1, -1, -1, -1, -1, -1) };
+        (number, if result == -1 { i64::from(-errno()) } else { result })
+    };
+    (first..1024).filter(|number| !but.contains(number)).map(attempt).collect()
+}
+
+/// Those that are refused say so.
+async fn calls_of_later_kernels_are_unknown(builder: Builder) {
+    let allowed = vec![libc::SYS_close_range, libc::SYS_faccessat2];
+    let Some(pool) = caged(builder, Sandbox::new()) else { return };
+    let given = pool.submit(call_each, (libc::SYS_pidfd_send_signal, allowed)).await.unwrap();
+    let [unknown, refused] = [libc::ENOSYS, libc::EPERM].map(|error| i64::from(-error));
+    let not_stopped: Vec<_> =
+        given.iter().filter(|(_, result)| ![unknown, refused].contains(result)).collect();
+    assert!(not_stopped.is_empty(), "{not_stopped:?}");
+    assert!(given.iter().filter(|(_, result)| *result == refused).count() < 16, "{given:?}");
+    pool.shutdown().await;
+}
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {

@@ -24,6 +24,7 @@ pub(super) static ESCAPES: &[Escape] = &[
     escape("exec", |_| exec("/bin/true")).granted_by(Execute),
     escape("exec another program", |_| exec("/bin/cat")),
     escape("execveat", execveat).granted_by(Execute),
+    escape("execute what may be written", |stage| told(Command::new(stage.mine().join("program")).status())),
     escape("spawn", |_| told(Command::new("/bin/true").status())).granted_by(Execute),
     escape("spawn another program", |_| told(Command::new("/bin/cat").arg("/dev/null").status())),
     escape("fork", |_| fork()).granted_by(Execute),
@@ -53,6 +54,13 @@ pub(super) static ESCAPES: &[Escape] = &[
     escape("go to the directory", |stage| told(fs::metadata(proc_file(stage, "cwd/."))))
         .needs("permission to trace"),
     escape("take a descriptor", take_descriptor).needs("permission to trace"),
+    escape("look for its locks", look_for_locks).needs("permission to trace"),
+    escape("move its memory", |stage| {
+        let nothing = 0usize;
+        // SAFETY: it is given no pages.
+        check(unsafe { libc::syscall(libc::SYS_move_pages, stage.target, 0, nothing, nothing, nothing, 0) })
+    })
+    .needs("a kernel for several nodes of memory"),
     escape("compare", compare).needs("kcmp"),
     escape("set limits", set_limits),
     escape("set the priority", set_priority),
@@ -196,6 +204,12 @@ pub(super) fn pidfd(stage: &Stage) -> i32 {
 fn take_descriptor(stage: &Stage) -> Outcome {
     // SAFETY: it takes no pointers; what is taken is closed with the process.
     check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd(stage), 0, 0) })
+}
+
+fn look_for_locks(stage: &Stage) -> Outcome {
+    let (mut head, mut length) = (0usize, 0usize);
+    // SAFETY: there is room for both.
+    check(unsafe { libc::syscall(libc::SYS_get_robust_list, stage.target, &raw mut head, &raw mut length) })
 }
 
 fn compare(stage: &Stage) -> Outcome {

@@ -70,6 +70,7 @@ pub(super) static ESCAPES: &[Escape] = &[
         have_pipe_signal(-unsafe { libc::getpgid(stage.target) })
     }),
     escape("have a pipe signal a thread", have_pipe_signal_thread),
+    escape("have a socket signal", have_socket_signal),
 ];
 
 fn sigqueue_to_thread(stage: &Stage) -> Outcome {
@@ -97,6 +98,13 @@ fn have_pipe_signal_thread(stage: &Stage) -> Outcome {
         // SAFETY: that is an f_owner_ex.
         check(unsafe { libc::fcntl(pipe, F_SETOWN_EX, &raw const owner) })
     })
+}
+
+fn have_socket_signal(stage: &Stage) -> Outcome {
+    const FIOSETOWN: libc::c_ulong = 0x8901;
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().map_err(|_| libc::EIO)?;
+    // SAFETY: it reads one number.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), FIOSETOWN as _, &raw const stage.target) })
 }
 
 fn have_pipe_signal_by(own: impl Fn(i32) -> Outcome) -> Outcome {

@@ -61,6 +61,10 @@ pub(super) static ESCAPES: &[Escape] = &[
         raw_pair(stage, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK)
     }),
     escape("talk to the kernel", |_| socket(libc::AF_NETLINK, libc::SOCK_RAW, 0)),
+    escape("speak a rare protocol", |_| socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE))
+        .needs("UDP-Lite"),
+    escape("speak the protocol below", |_| socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_UDP))
+        .needs("CAP_NET_RAW"),
     escape("capture packets", |_| socket(libc::AF_PACKET, libc::SOCK_RAW, 0)).needs("CAP_NET_RAW"),
     escape("use the kernel's ciphers", |_| socket(libc::AF_ALG, libc::SOCK_SEQPACKET, 0)).needs("AF_ALG"),
     escape("talk to the hypervisor", |_| socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0)).needs("AF_VSOCK"),

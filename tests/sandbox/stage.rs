@@ -107,6 +107,7 @@ impl Host {
         fs::write(stage.theirs().join("file"), "theirs").unwrap();
         fs::create_dir(stage.mine()).unwrap();
         fs::write(stage.mine().join("file"), "mine").unwrap();
+        fs::copy("/bin/true", stage.mine().join("program")).unwrap();
         std::os::unix::fs::symlink("../secret", stage.mine().join("link")).unwrap();
         let named = |kind: &str| SocketAddr::from_abstract_name(stage.abstract_name(kind)).unwrap();
         let streams = [
