@@ -10,8 +10,8 @@ mod common;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use common::{Meeting, Open, a_worker, attend, died};
-use procession::{Builder, ExitCause, ProcessPool, TaskError, WorkerExit};
+use common::{Given, Meeting, Open, a_worker, attend, died};
+use procession::{Builder, ExitCause, ProcessPool, StartMethod, TaskError, WorkerExit};
 
 both! {
     an_exit_in_mid_task_is_a_death_whatever_its_code,
@@ -27,6 +27,10 @@ both! {
     the_tail_of_stderr_is_bounded_and_is_the_tail,
     an_exit_knows_the_memory_that_was_used,
     a_death_says_why_in_words,
+    a_signal_has_its_name_and_its_meaning,
+    who_cuts_its_worker_off_is_told_so,
+    a_panic_with_little_memory_is_a_panic,
+    a_worker_that_dies_in_its_initializer_says_how,
     a_task_that_ignores_signals_times_out,
     an_async_task_times_out,
     the_time_limit_of_the_pool_holds_unless_the_task_has_its_own,
@@ -231,6 +235,111 @@ async fn a_death_says_why_in_words(builder: Builder) {
     let exited = TaskError::WorkerDied(exit).to_string();
     assert!(exited.contains("99"), "{exited}");
     pool.shutdown().await;
+}
+
+async fn a_signal_has_its_name_and_its_meaning(builder: Builder) {
+    fn read_behind_the_end() -> u8 {
+        use std::os::fd::AsRawFd;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1).unwrap();
+        let (access, kind) = (libc::PROT_READ, libc::MAP_SHARED);
+        // SAFETY: a new mapping touches no memory in use. Reading it ends the process, as it should.
+        unsafe {
+            let place = libc::mmap(std::ptr::null_mut(), 1, access, kind, file.as_raw_fd(), 0);
+            assert_ne!(place, libc::MAP_FAILED);
+            file.set_len(0).unwrap();
+            place.cast::<u8>().read_volatile()
+        }
+    }
+    let pool = one_worker(builder);
+    let told = death!(pool, read_behind_the_end, ()).to_string();
+    assert!(told.contains("SIGBUS") && told.contains("cut short"), "{told}");
+    let told = death!(pool, raise, libc::SIGRTMIN() + 3).to_string();
+    assert!(told.contains("SIGRTMIN+3"), "{told}");
+    let told = death!(pool, raise, libc::SIGVTALRM).to_string();
+    assert!(told.contains("SIGVTALRM"), "{told}");
+    pool.shutdown().await;
+}
+
+/// The worker may be ended by itself, or by the pool.
+async fn who_cuts_its_worker_off_is_told_so(builder: Builder) {
+    here_only!("a worker elsewhere has a connection that tells");
+    fn close_all() {
+        // SAFETY: nothing that is used from here on has an open file.
+        unsafe { libc::close_range(3, u32::MAX, 0) };
+        loop {
+            std::thread::park();
+        }
+    }
+    let pool = one_worker(builder);
+    let told = death!(pool, close_all, ()).to_string();
+    assert!(told.contains("closed"), "{told}");
+    pool.shutdown().await;
+}
+
+/// Finding the names for a backtrace takes more memory than there is, and what Rust's standard library
+/// does about that is to wait for ever.
+async fn a_panic_with_little_memory_is_a_panic(builder: Builder) {
+    fn fail() -> anyhow::Result<u8> {
+        anyhow::bail!("no luck")
+    }
+    let builder = builder.env("RUST_BACKTRACE", "1").env_remove("RUST_LIB_BACKTRACE");
+    let pool = one_worker(builder.worker_memory_limit(24 * MIB as u64));
+    for _ in 0..2 {
+        let panic = common::panicked(pool.submit(|| -> u8 { panic!("no luck") }, ()).await);
+        assert_eq!((panic.message(), panic.backtrace()), ("no luck", None));
+        match pool.submit(fail, ()).await {
+            Err(TaskError::Failed(error)) => assert_eq!(error.backtrace(), None),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(pool.stats().workers_died(), 0);
+    pool.shutdown().await;
+}
+
+/// What a pool says that cannot start its workers.
+async fn broken(builder: Builder) -> String {
+    let pool = one_worker(builder);
+    let error = pool.submit(std::process::id, ()).await.unwrap_err();
+    assert_matches!(&error, TaskError::PoolBroken(_));
+    pool.shutdown().await;
+    error.to_string()
+}
+
+async fn a_worker_that_dies_in_its_initializer_says_how(builder: Builder) {
+    fn exit() {
+        eprintln!("the licence is out of date");
+        std::process::exit(37);
+    }
+    fn fail() -> anyhow::Result<()> {
+        Err(anyhow::anyhow!("no such file").context("no model"))
+    }
+    let told = broken(builder.clone().initializer(exit, ())).await;
+    assert!(told.contains("code 37") && told.contains("the initializer"), "{told}");
+    assert!(told.contains("out of date"), "{told}");
+    let told = broken(builder.clone().initializer(|| assert_eq!(recurse(0), 0), ())).await;
+    assert!(told.contains("overflowed its stack") && told.contains("the initializer"), "{told}");
+    let told = broken(builder.initializer(fail, ())).await;
+    assert!(told.contains("no model: no such file"), "{told}");
+}
+
+#[test]
+fn a_fork_server_that_dies_in_its_preload_says_how() {
+    fn end_by(signal: i32) {
+        if signal == 0 {
+            std::process::exit(37);
+        }
+        raise(signal);
+    }
+    here_only!("a worker elsewhere preloads for itself");
+    common::run(async {
+        for (signal, how) in
+            [(0, "exited with code 37"), (libc::SIGKILL, "SIGKILL"), (libc::SIGSEGV, "SIGSEGV")]
+        {
+            let told = broken(Builder::given(StartMethod::ForkServer).preload(end_by, signal)).await;
+            assert!(told.contains("preload") && told.contains(how), "{told}");
+        }
+    });
 }
 
 fn stubborn(place: String) {

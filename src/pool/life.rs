@@ -7,10 +7,11 @@ use super::outlet::Outlet;
 use super::pace::Pace;
 use super::scheduler::{Violation, WorkerKey};
 use super::shared::{Shared, nanos};
+use super::verdict;
 use super::voice::{Ear, Said};
-use crate::process::{Far, Follower, Killer, Process, Tail, within};
+use crate::process::{Far, Follower, Killer, Limits, Process, Tail, within};
 use crate::sys::child::{Ended, exit_code, exit_signal};
-use crate::sys::fault::STACK_OVERFLOW;
+use crate::sys::fault::CUT_OFF;
 use crate::sys::{monotonic_now, oom_kills};
 use crate::task::{ExitCause, ExitReport, PoolError, TaskError, WorkerExit, cut_message};
 use crate::wire::{Batch, Body, Frame, Incoming, PROTOCOL, Page, Reply, Request, Setup, build_identity};
@@ -18,6 +19,7 @@ use futures::future::{BoxFuture, FutureExt};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -101,7 +103,15 @@ pub(super) async fn live(shared: Arc<Shared>, worker: WorkerKey, called_off: Can
     shared.worker_ready(worker, life.link());
     let violation = life.listen(&shared, worker).await;
     let mut report = life.bury().await;
-    explain(&mut report, &shared, worker, violation);
+    let is_unresponsive = shared.is_unresponsive(worker);
+    if violation.is_some() {
+        report.cause = ExitCause::ProtocolViolation;
+        report.detail = violation;
+    } else if is_unresponsive {
+        report.cause = ExitCause::Unresponsive;
+    } else {
+        life.explain(&mut report, &shared.settings.limits);
+    }
     if report.cause == ExitCause::Signalled && report.detail.is_none() && report.signal == Some(libc::SIGKILL)
     {
         life.blame_for_kill(&mut report);
@@ -211,7 +221,7 @@ impl Life {
 
     /// Shakes hands, and waits until the worker is ready for tasks.
     async fn greet(&mut self, shared: &Shared) -> Result<(), PoolError> {
-        match self.next_reply(HELLO_DEADLINE).await? {
+        match self.next_reply(shared, HELLO_DEADLINE, None).await? {
             Reply::Hello { protocol: PROTOCOL, build } if build == build_identity() => {}
             Reply::Hello { .. } => return Err(PoolError::BuildMismatch),
             Reply::NotConfined { mut reason } => {
@@ -233,7 +243,8 @@ impl Life {
         });
         self.outlet.push(&setup, arguments.unwrap_or_default());
         self.outlet.flush();
-        match self.next_reply(settings.start_timeout).await? {
+        let task = initializer.is_some().then_some("the initializer");
+        match self.next_reply(shared, settings.start_timeout, task).await? {
             Reply::Ready => Ok(()),
             // Many tasks may fail of it, each with a copy.
             Reply::NotReady { fault } if initializer.is_some() => {
@@ -244,8 +255,13 @@ impl Life {
         }
     }
 
-    /// The next reply before the worker is ready.
-    async fn next_reply(&mut self, limit: Duration) -> Result<Reply, PoolError> {
+    /// The next reply before the worker is ready, which may have something to do for it.
+    async fn next_reply(
+        &mut self,
+        shared: &Shared,
+        limit: Duration,
+        task: Option<&str>,
+    ) -> Result<Reply, PoolError> {
         let outlet = self.outlet.clone();
         let reply = async {
             loop {
@@ -270,13 +286,20 @@ impl Life {
             }
             // It has ended, or will not be heard of any more.
             self.killer.kill();
-            let report = self.bury().await;
+            let mut report = self.bury().await;
+            self.explain(&mut report, &shared.settings.limits);
+            report.task = task.map(Into::into);
             let exit = WorkerExit(Arc::new(report));
             Err(not_ready(format!("{exit}")))
         };
         tokio::select! {
             reply = within(limit, reply) => {
-                reply.unwrap_or_else(|_| Err(not_ready(format!("the worker was not ready within {limit:?}"))))
+                reply.unwrap_or_else(|_| Err(not_ready(match task {
+                    None => format!("the worker was not ready within {limit:?}"),
+                    Some(task) => format!(
+                        "{task} was not done within {limit:?} (see `Builder::start_timeout`)"
+                    ),
+                })))
             }
             // A long argument of the initializer may not fit into the pipe at once.
             () = outlet.pump() => Err(not_ready("the worker reads nothing".into())),
@@ -438,6 +461,22 @@ impl Life {
         }
     }
 
+    /// What it left for the pool to find when it ended.
+    fn last_words(&self) -> u64 {
+        match (&self.page, &self.far) {
+            (Some(page), _) => page.last_words().load(Ordering::Acquire),
+            (None, Some(far)) => far.end.last_words(),
+            (None, None) => 0,
+        }
+    }
+
+    /// Finds out why a worker has ended, by itself or for its limits.
+    fn explain(&self, report: &mut ExitReport, limits: &Limits) {
+        // A pool that has hung up is what it had lost its way to.
+        let words = Some(self.last_words()).filter(|words| *words != CUT_OFF || !self.outlet.is_closed());
+        verdict::explain(report, limits, words.unwrap_or(0));
+    }
+
     /// Finds out who killed a worker. The pool would have said why.
     fn blame_for_kill(&self, report: &mut ExitReport) {
         let starved = match &self.far {
@@ -480,48 +519,6 @@ impl LookOut {
         let since = *self.quiet_since.get_or_insert_with(monotonic_now);
         self.is_worth_it && monotonic_now() - since <= self.limit
     }
-}
-
-/// Finds out why a worker that was ready has ended.
-fn explain(report: &mut ExitReport, shared: &Shared, worker: WorkerKey, violation: Option<String>) {
-    if violation.is_some() {
-        report.cause = ExitCause::ProtocolViolation;
-        report.detail = violation;
-    } else if shared.is_unresponsive(worker) {
-        report.cause = ExitCause::Unresponsive;
-    } else if report.signal.is_some() && shared.last_words(worker) == STACK_OVERFLOW {
-        report.cause = ExitCause::StackOverflow;
-    } else if is_out_of_time(report, shared.settings.limits.cpu_seconds()) {
-        report.cause = ExitCause::CpuTime;
-    } else if is_out_of_memory(report, shared.settings.limits.memory) {
-        report.cause = ExitCause::OutOfMemory;
-        let limit = shared.settings.limits.memory;
-        report.detail = limit.map(|limit| format!("it may have {} MiB", limit >> 20));
-    }
-}
-
-/// Whether a worker was ended for the processor time that it had used. Who catches the first signal
-/// is killed by the second.
-///
-/// Who has caught SIGXCPU is killed a second later. The kernel upholds that by whole ticks of its
-/// clock, but reports the exact time in the end: on a busy machine 0.72 of its count were seen.
-fn is_out_of_time(report: &ExitReport, seconds: Option<u64>) -> bool {
-    seconds.is_some_and(|seconds| match report.signal {
-        Some(libc::SIGXCPU) => true,
-        Some(libc::SIGKILL) => report.cpu_time.as_secs_f64() >= (seconds as f64 + 1.0) * 0.6,
-        _ => false,
-    })
-}
-
-/// Whether a worker died for want of memory: as Rust's allocation failures say, or because it died
-/// close to its limit.
-fn is_out_of_memory(report: &ExitReport, limit: Option<u64>) -> bool {
-    let is_abort = report.signal == Some(libc::SIGABRT);
-    if is_abort && report.stderr_tail.contains("memory allocation of ") {
-        return true;
-    }
-    let is_crash = is_abort || matches!(report.signal, Some(libc::SIGSEGV | libc::SIGBUS));
-    limit.is_some_and(|limit| is_crash && report.max_rss >= limit / 10 * 9)
 }
 
 fn not_ready(reason: String) -> PoolError {

@@ -32,6 +32,7 @@ mod stream;
 mod submit;
 mod timeline;
 mod times;
+mod verdict;
 #[cfg(any(feature = "log", feature = "tracing"))]
 mod voice;
 #[cfg(not(any(feature = "log", feature = "tracing")))]

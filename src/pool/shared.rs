@@ -421,16 +421,6 @@ impl Shared {
     pub(super) fn is_unresponsive(&self, worker: WorkerKey) -> bool {
         self.lock().links.ready(worker).is_some_and(|link| link.is_unresponsive)
     }
-
-    pub(super) fn last_words(&self, worker: WorkerKey) -> u64 {
-        let state = self.lock();
-        let link = state.links.ready(worker);
-        match link.map(|link| (&link.page, &link.far)) {
-            Some((Some(page), _)) => page.last_words().load(Ordering::Acquire),
-            Some((None, Some(far))) => far.last_words(),
-            _ => 0,
-        }
-    }
 }
 
 impl Shared {

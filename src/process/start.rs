@@ -8,7 +8,7 @@ use super::patience::within;
 use super::{Killer, Limits, Probe, Process};
 use crate::sys::child::{Ended, ProcessFd, try_wait};
 use crate::sys::readiness::{watch_process, watch_socket};
-use crate::task::PoolError;
+use crate::task::{PoolError, SignalName};
 use crate::wire::{PROTOCOL, Page, build_identity};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -82,6 +82,19 @@ impl ChildGuard {
         let watched = watch_process(self.process.clone()).ok()?;
         let _ready = watched.readable().await.ok()?;
         self.reap()
+    }
+
+    /// How the process ends, which is about to, in words. It stays to be reaped.
+    async fn how_it_ended(&self) -> String {
+        let told = async {
+            let _ready = watch_process(self.process.clone()).ok()?.readable().await.ok()?;
+            self.process.peek()
+        };
+        match within(END_DEADLINE, told).await {
+            Ok(Some((Some(code), _))) => format!("exited with code {code}"),
+            Ok(Some((_, Some(signal)))) => format!("was ended by {}", SignalName(signal)),
+            _ => "closed its connection".into(),
+        }
     }
 
     /// Reaps the process, which has ended; `None` if somebody else in this program did.
@@ -265,8 +278,11 @@ impl Start {
                 Refusal::Preload(reason) => PoolError::Preload { reason },
             }),
             Ok(Some(_)) => Err(not_ready(role, "it spoke out of turn")),
-            Ok(None) if self.preload.is_some() => {
-                Err(PoolError::Preload { reason: "it ended the fork server".into() })
+            Ok(None) if arguments.is_some() => {
+                let how = started.child.how_it_ended().await;
+                let reason =
+                    format!("it ended the fork server, which {how}: see the program's standard error");
+                Err(PoolError::Preload { reason })
             }
             Ok(None) => Err(not_ready(role, "it ended while it was being configured")),
             Err(error) => Err(not_ready(role, &error.to_string())),

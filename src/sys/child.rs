@@ -1,6 +1,6 @@
 //! Making processes, and learning how they ended.
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -75,6 +75,13 @@ impl ProcessFd {
     /// Opens a child that has not been reaped.
     pub(crate) fn open(pid: Pid) -> io::Result<ProcessFd> {
         Ok(ProcessFd(rustix::process::pidfd_open(pid, PidfdFlags::empty())?))
+    }
+
+    /// The code or the signal with which a child has ended, which stays to be reaped.
+    pub(crate) fn peek(&self) -> Option<(Option<i32>, Option<i32>)> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = rustix::process::waitid(WaitId::PidFd(self.0.as_fd()), options).ok()??;
+        Some((status.exit_status(), status.terminating_signal()))
     }
 
     /// Takes over a descriptor that another process opened.

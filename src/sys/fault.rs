@@ -1,4 +1,5 @@
-//! Noticing a stack overflow on the way down.
+//! Noticing on the way down what the pool would not see: a stack overflow, or that a task has cut its
+//! worker off.
 //!
 //! A worker is entered before the Rust runtime would have set up its own handler, so it has to
 //! bring one, or a stack overflow would look like any other SIGSEGV.
@@ -7,6 +8,9 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// What is stored in the word given to [`watch_stack`] when the stack overflows.
 pub(crate) const STACK_OVERFLOW: u64 = 0x5354_4b4f_5646;
+
+/// What is stored there by [`end_cut_off`].
+pub(crate) const CUT_OFF: u64 = 0x4355_545f_4f46;
 
 static GUARD_START: AtomicUsize = AtomicUsize::new(0);
 static GUARD_END: AtomicUsize = AtomicUsize::new(0);
@@ -18,17 +22,30 @@ pub(crate) fn ignore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
+/// Ends a worker that has lost its way to the pool: that is gone, or a task has closed what is not its own.
+pub(crate) fn end_cut_off() -> ! {
+    leave(CUT_OFF);
+    super::child::exit_now(1)
+}
+
+fn leave(words: u64) {
+    // SAFETY: the pointer is null or came from a `&'static AtomicU64`.
+    if let Some(note) = unsafe { NOTE.load(Ordering::Relaxed).as_ref() } {
+        note.store(words, Ordering::Release);
+    }
+}
+
 /// Watches the calling thread's stack: when it overflows, a note is stored and a line is written
 /// to standard error before the process dies of the signal as it would have anyway.
 ///
 /// Overflows of other threads end the process too, without the note.
 pub(crate) fn watch_stack(note: Option<&'static AtomicU64>) {
-    let Some((start, end)) = stack_guard() else { return };
-    GUARD_START.store(start, Ordering::Relaxed);
-    GUARD_END.store(end, Ordering::Relaxed);
     if let Some(note) = note {
         NOTE.store(std::ptr::from_ref(note).cast_mut(), Ordering::Relaxed);
     }
+    let Some((start, end)) = stack_guard() else { return };
+    GUARD_START.store(start, Ordering::Relaxed);
+    GUARD_END.store(end, Ordering::Relaxed);
     install_alternate_stack();
     for signal in [libc::SIGSEGV, libc::SIGBUS] {
         // SAFETY: a zeroed sigaction is valid storage; the handler has the SA_SIGINFO signature
@@ -77,10 +94,7 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _context
     let address = unsafe { (*info).si_addr() } as usize;
     let guard = GUARD_START.load(Ordering::Relaxed)..GUARD_END.load(Ordering::Relaxed);
     if guard.contains(&address) {
-        // SAFETY: the pointer is null or came from a `&'static AtomicU64`.
-        if let Some(note) = unsafe { NOTE.load(Ordering::Relaxed).as_ref() } {
-            note.store(STACK_OVERFLOW, Ordering::Release);
-        }
+        leave(STACK_OVERFLOW);
         super::fds::write_stderr(b"\nthe task has overflowed its stack\n");
     }
     // Back to the default: the faulting instruction runs again and ends the process.

@@ -408,7 +408,14 @@ impl fmt::Display for PoolError {
             }
             #[cfg(feature = "nats")]
             PoolError::Queue { reason } => write!(f, "the queue cannot be used: {reason}"),
-            PoolError::Initializer(error) => write!(f, "the initializer failed: {error}"),
+            PoolError::Initializer(error) => match &**error {
+                TaskError::Panicked(panic) => {
+                    let (place, message) = (Shown(panic.location()), Shown(panic.message()));
+                    write!(f, "the initializer failed: it panicked at {place}: {message}")
+                }
+                // The first cause may be what there is to be done something about.
+                error => write!(f, "the initializer failed: {error:#}"),
+            },
             PoolError::Preload { reason } => write!(f, "the preload function failed: {}", Shown(reason)),
             PoolError::Timeline { path, reason } => write!(
                 f,

@@ -146,7 +146,11 @@ impl fmt::Display for ExitReport {
                 None => f.write_str("exited")?,
             },
             ExitCause::Signalled => match self.signal {
-                Some(signal) => write!(f, "was ended by {}", SignalName(signal))?,
+                Some(signal) => {
+                    write!(f, "was ended by {}", SignalName(signal))?;
+                    let meaning = meaning(signal).filter(|_| self.detail.is_none());
+                    meaning.map_or(Ok(()), |meaning| write!(f, " ({meaning})"))?;
+                }
                 None => f.write_str("was ended by a signal")?,
             },
             ExitCause::OutOfMemory => f.write_str("ran out of memory")?,
@@ -187,9 +191,10 @@ impl ExitReport {
         let is_frame = |line: &str| {
             line.starts_with("at ") || line.split_once(": ").is_some_and(|(n, _)| n.parse::<u32>().is_ok())
         };
-        let is_noise = |line: &str| line.is_empty() || line.starts_with("note: ") || is_frame(line);
-        let mut lines = self.stderr_tail.lines().rev().map(str::trim);
-        lines.find(|line| !is_noise(line) && *line != "stack backtrace:")
+        let is_noise = |line: &str| {
+            line.is_empty() || line.starts_with("note: ") || is_frame(line) || STANDING_WORDS.contains(&line)
+        };
+        self.stderr_tail.lines().rev().map(str::trim).find(|line| !is_noise(line))
     }
 }
 
@@ -199,35 +204,60 @@ impl fmt::Debug for WorkerExit {
     }
 }
 
+/// What Rust's standard library and workers say whatever the matter is.
+const STANDING_WORDS: [&str; 5] = [
+    "stack backtrace:",
+    "skipping backtrace printing to avoid potential recursion",
+    "thread caused non-unwinding panic. aborting.",
+    "thread panicked while processing panic. aborting.",
+    crate::worker::NO_BACKTRACE,
+];
+
+/// What a signal is for when nobody in particular has sent it.
+fn meaning(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        libc::SIGSEGV => {
+            "an access to memory that is not there, or a stack overflow on a thread that the task has started"
+        }
+        libc::SIGBUS => {
+            "an access to memory that nothing is behind: a mapped file that was cut short, or a full file system"
+        }
+        libc::SIGILL => "an instruction that the processor lacks, or a trap that a compiler has put there",
+        libc::SIGFPE => "arithmetic without a result, such as an integer's division by zero",
+        libc::SIGSYS => "a system call that no filter lets pass; in a sandbox, one for another architecture",
+        libc::SIGXCPU => "its limit of processor time, which is none of the pool's",
+        libc::SIGXFSZ => "its limit of a file's size",
+        _ => return None,
+    })
+}
+
 /// A signal's number and name.
-struct SignalName(i32);
+pub(crate) struct SignalName(pub(crate) i32);
 
 impl fmt::Display for SignalName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.0 {
-            libc::SIGABRT => "SIGABRT",
-            libc::SIGALRM => "SIGALRM",
-            libc::SIGBUS => "SIGBUS",
-            libc::SIGFPE => "SIGFPE",
-            libc::SIGHUP => "SIGHUP",
-            libc::SIGILL => "SIGILL",
-            libc::SIGINT => "SIGINT",
-            libc::SIGKILL => "SIGKILL",
-            libc::SIGPIPE => "SIGPIPE",
-            libc::SIGQUIT => "SIGQUIT",
-            libc::SIGSEGV => "SIGSEGV",
-            libc::SIGSYS => "SIGSYS",
-            libc::SIGTERM => "SIGTERM",
-            libc::SIGTRAP => "SIGTRAP",
-            libc::SIGUSR1 => "SIGUSR1",
-            libc::SIGUSR2 => "SIGUSR2",
-            libc::SIGXCPU => "SIGXCPU",
-            libc::SIGXFSZ => "SIGXFSZ",
-            other => return write!(f, "signal {other}"),
-        };
-        write!(f, "{name} (signal {})", self.0)
+        let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
+        if real_time.contains(&self.0) {
+            return write!(f, "SIGRTMIN+{} (signal {})", self.0 - real_time.start(), self.0);
+        }
+        match NAMES.iter().find(|(signal, _)| *signal == self.0) {
+            Some((signal, name)) => write!(f, "{name} (signal {signal})"),
+            None => write!(f, "signal {}", self.0),
+        }
     }
 }
+
+/// Those that can end a process, in their order on most architectures.
+#[rustfmt::skip]
+const NAMES: &[(i32, &str)] = &[
+    (libc::SIGHUP, "SIGHUP"), (libc::SIGINT, "SIGINT"), (libc::SIGQUIT, "SIGQUIT"), (libc::SIGILL, "SIGILL"),
+    (libc::SIGTRAP, "SIGTRAP"), (libc::SIGABRT, "SIGABRT"), (libc::SIGBUS, "SIGBUS"), (libc::SIGFPE, "SIGFPE"),
+    (libc::SIGKILL, "SIGKILL"), (libc::SIGUSR1, "SIGUSR1"), (libc::SIGSEGV, "SIGSEGV"),
+    (libc::SIGUSR2, "SIGUSR2"), (libc::SIGPIPE, "SIGPIPE"), (libc::SIGALRM, "SIGALRM"),
+    (libc::SIGTERM, "SIGTERM"), #[cfg(target_os = "linux")] (libc::SIGSTKFLT, "SIGSTKFLT"),
+    (libc::SIGXCPU, "SIGXCPU"), (libc::SIGXFSZ, "SIGXFSZ"), (libc::SIGVTALRM, "SIGVTALRM"),
+    (libc::SIGPROF, "SIGPROF"), (libc::SIGIO, "SIGIO"), (libc::SIGPWR, "SIGPWR"), (libc::SIGSYS, "SIGSYS"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -270,10 +300,33 @@ mod tests {
         });
         assert_eq!(
             told,
-            "worker 7 was ended by SIGSEGV (signal 11), and left a core dump, while it ran `decode` \
+            "worker 7 was ended by SIGSEGV (signal 11) (an access to memory that is not there, or a stack \
+             overflow on a thread that the task has started), and left a core dump, while it ran `decode` \
              (submitted at main.rs:1:2); it had up to 5 MiB of memory; its last words: the end"
         );
-        let told = exit(ExitReport { signal: Some(44), ..report(ExitCause::Signalled) });
-        assert_eq!(told, "worker 7 was ended by signal 44");
+        let told = exit(ExitReport { signal: Some(libc::SIGABRT), ..report(ExitCause::Signalled) });
+        assert_eq!(told, "worker 7 was ended by SIGABRT (signal 6)");
+    }
+
+    #[test]
+    fn signals_have_names() {
+        let name = |signal| SignalName(signal).to_string();
+        assert_eq!(name(libc::SIGPROF), format!("SIGPROF (signal {})", libc::SIGPROF));
+        assert_eq!(name(libc::SIGRTMIN()), format!("SIGRTMIN+0 (signal {})", libc::SIGRTMIN()));
+        let last = libc::SIGRTMAX();
+        assert_eq!(name(last), format!("SIGRTMIN+{} (signal {last})", last - libc::SIGRTMIN()));
+        assert_eq!(name(0), "signal 0");
+    }
+
+    #[test]
+    fn last_words_are_those_that_say_something() {
+        let said = |tail: &str| exit(ExitReport { stderr_tail: tail.into(), ..report(ExitCause::Exited) });
+        let told = said(
+            "memory allocation of 8 bytes failed\nskipping backtrace printing to avoid potential recursion\n",
+        );
+        assert_eq!(told, "worker 7 exited; its last words: memory allocation of 8 bytes failed");
+        let told =
+            said("at a.rs:1:\nno more\nstack backtrace:\nthread caused non-unwinding panic. aborting.\n");
+        assert_eq!(told, "worker 7 exited; its last words: no more");
     }
 }

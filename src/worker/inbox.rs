@@ -12,7 +12,7 @@ use super::context::TaskContext;
 use super::replies::Replies;
 use super::shift::Shift;
 use super::voice;
-use crate::sys::child::exit_now;
+use crate::sys::fault::end_cut_off;
 use crate::sys::monotonic_now;
 use crate::wire::{Frame, FrameCodec, FrameError, Page, Reply, Request};
 use bytes::BytesMut;
@@ -184,7 +184,7 @@ impl Inbox {
             }
             if stream.read(&self.file).is_err() || stream.ended {
                 // The pool is gone, or has dropped this worker: nobody wants the task any more.
-                exit_now(1);
+                end_cut_off();
             }
             stream.hear_signals(self.replies);
         }

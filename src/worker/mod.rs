@@ -42,3 +42,4 @@ pub use crate::task::{Closed, Emit, Emitter, emit};
 pub use context::{TaskContext, current};
 pub(crate) use entry::{depth, was_told_to_enter};
 pub use entry::{init, is_worker};
+pub(crate) use panics::NO_BACKTRACE;

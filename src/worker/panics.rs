@@ -1,10 +1,14 @@
 //! Keeping what a panic says on its way out of a task.
 
-use crate::task::{Fault, PanicReport, PlaceReport, panic_message};
+use crate::task::{Fault, PanicReport, PlaceReport, has_room_for_names, panic_message};
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
+use std::io::Write;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+
+/// What stands in place of a backtrace that there is no memory for.
+pub(crate) const NO_BACKTRACE: &str = "(for a backtrace there is too little memory)";
 
 thread_local! {
     /// The last panic on this thread.
@@ -14,18 +18,30 @@ thread_local! {
 /// Keeps each panic's report before the hook that was there does what it does (by default, print
 /// the panic to standard error).
 ///
+/// A hook that was there is not called where a backtrace is asked for and there is no memory for one: it
+/// would not come back.
+///
 /// `last_words` is called for a panic that will end the process, because the program was built
 /// with `panic = "abort"`.
 pub(super) fn install_hook(last_words: fn(PanicReport)) {
     let previous = panic::take_hook();
+    let asked = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"].into_iter().filter_map(std::env::var_os);
+    let is_asked_for = asked.into_iter().any(|value| value != "0");
     panic::set_hook(Box::new(move |info| {
-        let report = report(info);
+        let is_short = is_asked_for && !has_room_for_names();
+        let report = report(info, !is_short);
         if cfg!(panic = "abort") {
             last_words(report);
         } else {
             LAST.with(|last| *last.borrow_mut() = Some(report));
         }
-        previous(info);
+        if is_short {
+            let text = format!("\n{info}\n{NO_BACKTRACE}\n");
+            // With standard error closed there is nowhere to say it.
+            let _ = std::io::stderr().write_all(text.as_bytes());
+        } else {
+            previous(info);
+        }
     }));
 }
 
@@ -57,8 +73,8 @@ fn caught(payload: &(dyn Any + Send)) -> PanicReport {
     )
 }
 
-fn report(info: &PanicHookInfo<'_>) -> PanicReport {
-    let backtrace = Backtrace::capture();
+fn report(info: &PanicHookInfo<'_>, has_room: bool) -> PanicReport {
+    let backtrace = if has_room { Backtrace::capture() } else { Backtrace::disabled() };
     PanicReport {
         message: info.payload_as_str().unwrap_or("a value that is no text").into(),
         place: info.location().map_or_else(PlaceReport::default, |place| PlaceReport {

@@ -1,7 +1,7 @@
 //! Saying things to the pool: through the ring in shared memory where there is one, with no system
 //! call unless the pool sleeps, otherwise through the pipe.
 
-use crate::sys::child::exit_now;
+use crate::sys::fault::end_cut_off;
 use crate::task::{Fault, Progress};
 use crate::wire::{LARGE, Page, Place, Reply, Room, write_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -104,7 +104,7 @@ impl Replies {
         };
         match stream.try_send(&Reply::Progress { seq, progress: progress.clone() }) {
             Ok(is_sent) => is_sent,
-            Err(_) => exit_now(1),
+            Err(_) => end_cut_off(),
         }
     }
 
@@ -117,7 +117,7 @@ impl Replies {
     fn with(&self, send: impl FnOnce(&mut Stream) -> std::io::Result<()>) {
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         if send(&mut stream).is_err() {
-            exit_now(1);
+            end_cut_off();
         }
     }
 }
@@ -268,7 +268,7 @@ mod voice {
             let Some(mut stream) = self.hold_soon() else { return false };
             match stream.try_say(head, body) {
                 Ok(is_said) => is_said,
-                Err(_) => exit_now(1),
+                Err(_) => end_cut_off(),
             }
         }
 
@@ -298,7 +298,7 @@ mod voice {
             // Who holds it is about to say something, or waits for the pool, which is awake then.
             let Some(mut stream) = self.hold_now() else { return };
             if stream.ring().is_err() {
-                exit_now(1);
+                end_cut_off();
             }
         }
     }

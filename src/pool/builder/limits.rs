@@ -12,6 +12,8 @@ impl Builder {
     /// included. An allocation beyond it fails, which ends a Rust program: the task's error is
     /// [`TaskError::WorkerDied`](crate::TaskError::WorkerDied) with the cause
     /// [`ExitCause::OutOfMemory`](crate::ExitCause::OutOfMemory).
+    ///
+    /// Backtraces take memory as well: a panic or an error with less than 64 MiB left has none.
     pub fn worker_memory_limit(mut self, bytes: u64) -> Builder {
         self.limits.memory = Some(bytes);
         self
