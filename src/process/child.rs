@@ -111,7 +111,8 @@ impl Control {
             Some(Refusal::OtherBuild)
         } else {
             let run = |shim| read_arguments(files).and_then(|input| run_preload(shim, input));
-            preload.and_then(|shim| run(shim).err()).map(Refusal::Preload)
+            let refused = |shim| signals::while_nothing_is_said(socket.as_fd(), || run(shim).err());
+            preload.and_then(refused).map(Refusal::Preload)
         };
         let is_refused = refused.is_some();
         channel::send(socket.as_fd(), &Notice::Configured { refused }, &[])?;

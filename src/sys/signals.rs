@@ -13,7 +13,9 @@
 //! task; the task thread gets a signal only while another one is under way to the watchdog. Then
 //! `SA_RESTART` hides it from most calls, though not from `poll` and its like.
 
-use super::child::unblock_all_signals;
+use super::child::{exit_now, unblock_all_signals};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Ask a program to end: from the terminal, from a supervisor, and when the terminal is gone.
 const ENDING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
@@ -106,4 +108,31 @@ extern "C" fn on_ending(signal: libc::c_int, info: *mut libc::siginfo_t, _contex
             libc::raise(signal);
         }
     }
+}
+
+/// Runs a function during which the kernel kills this process as soon as the other end of a socket says
+/// anything or is closed: who is there does neither while it wants to know what comes of this.
+///
+/// Nobody else could see to that, where the function must find no other thread.
+pub(crate) fn while_nothing_is_said<R>(socket: BorrowedFd<'_>, run: impl FnOnce() -> R) -> R {
+    const F_SETSIG: libc::c_int = 10;
+    let fd = socket.as_raw_fd();
+    // SAFETY: these operations on an open descriptor take numbers, no pointers. Should one fail, the
+    // process lives until the function is done.
+    let flags = unsafe {
+        libc::fcntl(fd, F_SETSIG, libc::SIGKILL);
+        libc::fcntl(fd, libc::F_SETOWN, libc::getpid());
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_ASYNC);
+        flags
+    };
+    // What came before is no event any more.
+    let mut fds = [PollFd::new(&socket, PollFlags::IN | PollFlags::RDHUP)];
+    if matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..)) {
+        exit_now(0);
+    }
+    let result = run();
+    // SAFETY: as above.
+    unsafe { libc::fcntl(fd, libc::F_SETFL, flags) };
+    result
 }

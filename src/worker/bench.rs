@@ -206,7 +206,12 @@ impl Bench {
         voice::set_up(self.replies, setup.levels);
         let done = match setup.initializer {
             None => Ok(()),
-            Some(initializer) => voice::initialize(|| self.call(initializer, arguments)),
+            Some(initializer) => {
+                self.inbox.begin_initializer();
+                let done = voice::initialize(|| self.call(initializer, arguments));
+                self.inbox.end();
+                done
+            }
         };
         flush_stdout();
         voice::end();

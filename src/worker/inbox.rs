@@ -120,6 +120,11 @@ impl Inbox {
         stream.look_out = LookOut { page, limit, ..LookOut::default() };
     }
 
+    /// The initializer begins, which ends as a task does.
+    pub(super) fn begin_initializer(&self) {
+        self.begin(u64::MAX - 1);
+    }
+
     /// A task begins.
     pub(super) fn begin(&self, seq: u64) {
         if self.shift.begin(seq) {
@@ -134,7 +139,7 @@ impl Inbox {
         self.watchdog.unpark();
     }
 
-    /// The task is over.
+    /// The task is over, or the initializer.
     pub(super) fn end(&self) {
         self.shift.end();
     }

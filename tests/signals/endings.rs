@@ -2,10 +2,10 @@
 
 use rustix::process::Signal;
 
-use crate::common::{Guest, gone};
+use crate::common::{self, Given, Guest, Meeting, attend, gone, helper, helping};
 use crate::program::ALL_WELL;
 use crate::session::{Program, Session, lives, signal, stop};
-use procession::StartMethod;
+use procession::{Builder, StartMethod};
 
 both! {
     ctrl_c_leaves_the_tasks_of_a_program_that_handles_it,
@@ -19,6 +19,7 @@ both! {
     a_hang_up_leaves_nothing_of_a_program_that_does_not,
     a_supervisor_that_signals_every_process_leaves_the_tasks,
     a_pool_that_is_stopped_does_not_outlive_its_program,
+    a_program_that_is_killed_while_its_workers_get_ready_leaves_nothing,
 }
 
 const CTRL_C: u8 = 0x03;
@@ -129,4 +130,40 @@ async fn a_pool_that_is_stopped_does_not_outlive_its_program(method: StartMethod
         gone(pid).await;
     }
     assert_eq!(session.status().await, format!("killed {}", libc::SIGKILL));
+}
+
+#[test]
+#[ignore = "a program for the test below"]
+fn gets_ready_for_long() {
+    fn get_ready(place: String) {
+        attend(&place, "getting ready");
+    }
+    let Some(text) = helping() else { return };
+    let words: Vec<&str> = text.splitn(3, ' ').collect();
+    let [method, how, place] = words[..] else { panic!("{text}") };
+    let method = if method == "Spawn" { StartMethod::Spawn } else { StartMethod::ForkServer };
+    common::multi_thread().block_on(async {
+        let builder = Builder::given(method);
+        let builder = match how {
+            "preload" => builder.preload(get_ready, place.to_owned()),
+            _ => builder.initializer(get_ready, place.to_owned()),
+        };
+        let _ = builder.build().unwrap().warm_up().await;
+    });
+}
+
+async fn a_program_that_is_killed_while_its_workers_get_ready_leaves_nothing(method: StartMethod) {
+    here_only!("a worker elsewhere is looked after there, and what it preloads is waited for");
+    for how in ["initializer", "preload"] {
+        if how == "preload" && method == StartMethod::Spawn {
+            continue;
+        }
+        let meeting = Meeting::new();
+        let text = format!("{method:?} {how} {}", meeting.place());
+        let mut program = helper("endings::gets_ready_for_long", &text).spawn().unwrap();
+        let guest = meeting.next().await;
+        program.kill().unwrap();
+        program.wait().unwrap();
+        guest.gone().await;
+    }
 }
