@@ -43,9 +43,8 @@ fn architecture() -> Result<TargetArch, String> {
 /// With `signals_are_scoped` the kernel sees to it that signals go nowhere but to processes in the
 /// same sandbox.
 pub(super) fn filters(allowed: &Allowed<'_>, signals_are_scoped: bool) -> Result<Filters, String> {
-    let known =
-        KNOWN.iter().chain(LEGACY).chain(NETWORK).chain(PROCESSES).chain(REFUSED).chain(LEGACY_REFUSED);
-    let known = known.map(|call| (*call, Vec::new())).collect();
+    let known = [KNOWN, LEGACY, NETWORK, PROCESSES, IGNORED, REFUSED, LEGACY_REFUSED];
+    let known = known.into_iter().flatten().map(|call| (*call, Vec::new())).collect();
     let known = compile(known, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow)?;
     let refused = refused(allowed, signals_are_scoped).map_err(|error| error.to_string())?;
     let refused = compile(refused, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?;
@@ -251,7 +250,7 @@ const KNOWN: &[i64] = &[
     libc::SYS_pipe2, libc::SYS_fcntl, libc::SYS_ioctl, libc::SYS_flock, libc::SYS_ftruncate,
     libc::SYS_fallocate, libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync_file_range,
     libc::SYS_fadvise64, libc::SYS_readahead, libc::SYS_copy_file_range, libc::SYS_sendfile,
-    libc::SYS_splice, libc::SYS_fstat, libc::SYS_fstatfs, libc::SYS_fchmod,
+    libc::SYS_splice, libc::SYS_fstat, libc::SYS_fstatfs,
     // Files by name, which Landlock watches over.
     libc::SYS_openat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_statfs, libc::SYS_readlinkat,
     libc::SYS_faccessat, libc::SYS_faccessat2, libc::SYS_getdents64, libc::SYS_getcwd, libc::SYS_chdir,
@@ -305,7 +304,7 @@ const LEGACY: &[i64] = &[];
 
 /// What is refused of these.
 #[cfg(target_arch = "x86_64")]
-const LEGACY_REFUSED: &[i64] = &[libc::SYS_chmod, libc::SYS_chown, libc::SYS_lchown, libc::SYS_utimes];
+const LEGACY_REFUSED: &[i64] = &[libc::SYS_chown, libc::SYS_lchown, libc::SYS_utimes];
 #[cfg(not(target_arch = "x86_64"))]
 const LEGACY_REFUSED: &[i64] = &[];
 
@@ -327,8 +326,12 @@ const PROCESSES: &[i64] = &[
 const PROCESSES: &[i64] = &[libc::SYS_execve, libc::SYS_execveat, libc::SYS_setpgid, libc::SYS_setsid];
 
 /// What is refused where nothing may be written, and otherwise pretends to have been done: it reaches
-/// files that are open for reading only, such as the program itself, but copying a file asks for it.
-const IGNORED: &[i64] = &[libc::SYS_fchmod];
+/// files that are not the task's, open for reading only as the program itself or by any path, but copying a
+/// file asks for it, and so does unpacking an archive.
+#[cfg(target_arch = "x86_64")]
+const IGNORED: &[i64] = &[libc::SYS_fchmod, libc::SYS_fchmodat, libc::SYS_chmod];
+#[cfg(not(target_arch = "x86_64"))]
+const IGNORED: &[i64] = &[libc::SYS_fchmod, libc::SYS_fchmodat];
 
 /// What nobody needs who computes, and what is refused rather than unknown, for a clear error.
 #[rustfmt::skip]
@@ -341,7 +344,7 @@ const REFUSED: &[i64] = &[
     // Memory that no limit counts, and what processes share by name.
     libc::SYS_memfd_create, libc::SYS_shmget, libc::SYS_shmat, libc::SYS_semget, libc::SYS_msgget, libc::SYS_mq_open,
     // What Landlock does not watch over.
-    libc::SYS_truncate, libc::SYS_utimensat, libc::SYS_fchmodat, libc::SYS_fchown, libc::SYS_fchownat, libc::SYS_mknodat,
+    libc::SYS_truncate, libc::SYS_utimensat, libc::SYS_fchown, libc::SYS_fchownat, libc::SYS_mknodat,
     libc::SYS_setxattr, libc::SYS_lsetxattr, libc::SYS_fsetxattr, libc::SYS_removexattr,
     libc::SYS_lremovexattr, libc::SYS_fremovexattr, libc::SYS_open_by_handle_at,
     libc::SYS_name_to_handle_at, libc::SYS_inotify_init1, libc::SYS_fanotify_init,

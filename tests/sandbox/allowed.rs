@@ -79,6 +79,7 @@ async fn directories_that_may_be_written_are(builder: Builder) {
         file.sync_all()?;
         let mode = file.metadata()?.permissions();
         file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        fs::set_permissions(at("moved"), std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         assert_eq!(file.metadata()?.permissions(), mode, "asked for in vain");
         file.lock()?;
         file.unlock()?;

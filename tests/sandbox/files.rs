@@ -243,7 +243,10 @@ fn watch(stage: &Stage) -> Outcome {
 
 fn set_mode(path: &Path) -> Outcome {
     // SAFETY: the path is a C string.
-    check(unsafe { libc::chmod(c_path(path).as_ptr(), 0o640) })
+    check(unsafe { libc::chmod(c_path(path).as_ptr(), 0o640) })?;
+    // Who may write is told that it is done.
+    let is_done = fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o7777 == 0o640);
+    if is_done { Ok(()) } else { Err(libc::EPERM) }
 }
 
 fn set_mode_by_newer_call(stage: &Stage) -> Outcome {
