@@ -11,3 +11,4 @@ mod common;
 mod cases;
 mod harness;
 mod rounds;
+mod veteran;

@@ -7,6 +7,7 @@ use procession::{ExitCause, PoolStats, TaskError, WorkerExit};
 
 use super::board::TASKS;
 use super::kinds::{End, Kind, Outcome};
+use super::listener::Heard;
 use super::plan::{ITEMS, ITEMS_EACH};
 use super::play::Ended;
 use super::round::{Log, Record, Round};
@@ -16,10 +17,14 @@ use super::tally::Tally;
 const BREAKING: usize = 3;
 
 /// Everything that is wrong.
-pub fn violations(round: &Round, ended: &Ended, left: Vec<String>) -> Vec<String> {
+pub fn violations(round: &Round, ended: &Ended, left: Vec<String>, heard: &Heard) -> Vec<String> {
     let evidence = Evidence::gather(round);
     let mut found: Vec<String> = left.into_iter().map(|what| format!("left behind: {what}")).collect();
     found.extend(ended.complaint.clone());
+    found.extend(evidence.log.complaints.clone());
+    found.extend(heard.complaints.clone());
+    found.extend(evidence.timeout_reports());
+    found.extend(evidence.timelines());
     found.extend(evidence.each_is_resolved_once());
     found.extend(evidence.records.iter().filter_map(|record| evidence.complaint(record)));
     found.extend(evidence.none_began_too_often());
@@ -102,7 +107,7 @@ impl Evidence<'_> {
 
     /// A detached task whose pool was allowed to finish must have run.
     fn is_unfinished(&self, record: &Record) -> Option<String> {
-        let is_calm = self.log.strikes.is_empty() && self.spoilt.is_empty() && !self.is_short();
+        let is_calm = self.is_calm();
         let is_bounded = self.round.plan.pools[record.pool].queue_capacity.is_some();
         let is_swept = self.round.plan.end.sweeps();
         let line = self.round.board.line(record.id);
@@ -112,7 +117,7 @@ impl Evidence<'_> {
     }
 
     fn is_explained(&self, record: &Record, error: &TaskError) -> bool {
-        if record.kind.earns(record.id, error) {
+        if record.kind.earns(record.id, error) && self.names_the_cause(record, error) {
             return true;
         }
         let began = self.round.board.line(record.id).began();
@@ -137,6 +142,19 @@ impl Evidence<'_> {
             }
             _ => false,
         }
+    }
+
+    /// Memory that runs out is told as such, if what the worker says of it is kept.
+    fn names_the_cause(&self, record: &Record, error: &TaskError) -> bool {
+        let keeps = self.round.plan.pools[record.pool].captures;
+        let is_named = |exit: &WorkerExit| exit.cause() == ExitCause::OutOfMemory;
+        !matches!(error, TaskError::WorkerDied(exit)
+            if record.kind == Kind::OutOfMemory && keeps && !is_named(exit))
+    }
+
+    /// Whether nothing was done to workers that they did not do themselves.
+    fn is_calm(&self) -> bool {
+        self.log.strikes.is_empty() && self.spoilt.is_empty() && !self.is_short()
     }
 
     fn is_short(&self) -> bool {
@@ -186,14 +204,47 @@ impl Evidence<'_> {
         victims.iter().map(|(pid, tasks)| format!("tasks {tasks:?} all died with worker {pid}")).collect()
     }
 
+    /// A stream that was cancelled before it began may never have been submitted.
+    fn seen_by_the_pool(&self, record: &Record) -> Outcome {
+        let began = self.round.board.line(record.id).began() > 0;
+        match record.outcome {
+            Outcome::Cancelled if record.kind.is_stream() && !began => Outcome::Unseen,
+            outcome => outcome,
+        }
+    }
+
+    /// Only who asks is told where a task was, and that if the worker was there to be looked at.
+    fn timeout_reports(&self) -> Vec<String> {
+        let timed_out = self.log.timed_out.iter();
+        let wrong = timed_out.filter(|(_, pool, has_report)| {
+            let wanted = self.round.plan.pools[*pool].timeout_reports;
+            *has_report && !wanted || wanted && !has_report && self.is_calm()
+        });
+        wrong.map(|(id, _, has)| format!("task {id} ran out of time, and a report is there: {has}")).collect()
+    }
+
+    /// What is wrong with the files of timelines: they are complete, whatever was done to the pool.
+    fn timelines(&self) -> Vec<String> {
+        let pools = self.round.plan.pools.iter().enumerate();
+        let files = pools.filter_map(|(at, pool)| pool.timeline(self.round.dir(), at));
+        let wrong = files.filter_map(|file| {
+            let text = std::fs::read_to_string(&file).map_err(|error| error.to_string());
+            let events = text.and_then(|text| {
+                serde_json::from_str::<Vec<serde_json::Value>>(&text).map_err(|error| error.to_string())
+            });
+            events.err().map(|error| format!("{}: {error}", file.display()))
+        });
+        wrong.collect()
+    }
+
     fn stats_add_up(&self, pool: usize, stats: &PoolStats) -> Vec<String> {
         let of_pool = |record: &&Record| record.pool == pool && record.id < ITEMS;
         let records: Vec<&Record> = self.records.iter().filter(of_pool).collect();
         let count = |wanted: &[Outcome]| -> u64 {
-            records
-                .iter()
-                .filter(|record| wanted.contains(&record.outcome) && !record.kind.has_items())
-                .count() as u64
+            let is_counted = |record: &&&Record| {
+                wanted.contains(&self.seen_by_the_pool(record)) && !record.kind.has_items()
+            };
+            records.iter().filter(is_counted).count() as u64
         };
         // Those that tried whether a pool works again are on no record.
         let after = if self.is_short() { u64::MAX / 4 } else { 0 };
@@ -229,7 +280,7 @@ fn forges(kind: Kind) -> bool {
 }
 
 /// What occurred in a round without violations.
-pub fn tally(round: &Round, ended: &Ended) -> Tally {
+pub fn tally(round: &Round, ended: &Ended, heard: &Heard) -> Tally {
     let evidence = Evidence::gather(round);
     let mut tally = Tally { rounds: 1, ..Tally::default() };
     for record in &evidence.records {
@@ -256,6 +307,14 @@ pub fn tally(round: &Round, ended: &Ended) -> Tally {
     }
     let end: End = round.plan.end;
     tally.ends.insert(end, 1);
+    tally.heard = heard.records;
+    tally.timeout_reports =
+        evidence.log.timed_out.iter().filter(|(_, _, has_report)| *has_report).count() as u64;
+    for pool in &round.plan.pools {
+        for setting in pool.special() {
+            *tally.pools.entry(setting).or_default() += 1;
+        }
+    }
     tally.slowest_end.insert(end, ended.took);
     tally.workers_started = ended.stats.iter().map(PoolStats::workers_started).sum();
     tally.workers_died = ended.stats.iter().map(PoolStats::workers_died).sum();

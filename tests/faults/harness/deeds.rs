@@ -8,7 +8,7 @@ use std::process::{Command, abort, exit};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use procession::worker;
+use procession::{Progress, worker};
 use serde::{Deserialize, Serialize};
 
 use super::board::begin;
@@ -142,7 +142,8 @@ pub fn bears(id: u32, birth: Birth, then_crash: bool) -> u32 {
     let _turn = begin(id);
     match birth {
         Birth::Fork => _ = fork_daughter(),
-        Birth::Spawn => drop(Command::new("sleep").arg("60").spawn().expect("a daughter")),
+        // A sandbox does not let it, nor the fork.
+        Birth::Spawn => drop(Command::new("sleep").arg("60").spawn()),
     }
     if then_crash { abort() } else { id }
 }
@@ -284,6 +285,52 @@ pub fn floods(id: u32, bytes: usize) -> u32 {
         std::io::stderr().write_all(line.as_bytes()).expect("standard error");
     }
     id
+}
+
+/// Tells all the time how far it has got, and in the end how often it has.
+pub fn reports(id: u32, milliseconds: u64, then_crash: bool) -> u64 {
+    let _turn = begin(id);
+    let (context, start) = (worker::current().expect("in a task"), Instant::now());
+    let mut done = 0;
+    while done == 0 || start.elapsed() < Duration::from_millis(milliseconds) {
+        done += 1;
+        context.report(Progress::new(done).with_message("on its way"));
+    }
+    if then_crash { abort() } else { done }
+}
+
+/// What records of tasks are for, where they are logged.
+pub const LOG: &str = "faults";
+
+/// Logs so many records.
+pub fn logs(id: u32, records: u64) -> u32 {
+    let _turn = begin(id);
+    for number in 0..records {
+        log::info!(target: LOG, "{id} {number}");
+    }
+    id
+}
+
+/// Takes all descriptors that it can have, and gives them back.
+pub fn takes_descriptors(id: u32) -> u32 {
+    const MOST: usize = 2000;
+    let _turn = begin(id);
+    // SAFETY: dup takes no pointers.
+    let copies = std::iter::repeat_with(|| unsafe { libc::dup(2) });
+    let taken: Vec<RawFd> = copies.take(MOST).take_while(|fd| *fd >= 0).collect();
+    for fd in taken {
+        // SAFETY: it was made above, and nobody else has it.
+        unsafe { libc::close(fd) };
+    }
+    id
+}
+
+/// Takes memory until there is none; most of it is never used.
+pub fn takes_memory(id: u32) -> u32 {
+    const EACH: usize = 64 << 20;
+    let _turn = begin(id);
+    let taken: Vec<Vec<u8>> = (0..1000).map(|_| black_box(Vec::with_capacity(EACH))).collect();
+    taken.len() as u32
 }
 
 /// One item of a map.

@@ -29,6 +29,13 @@ listed! {
         DaughterForked, DaughterSpawned, DaughterThenCrash,
         TruncatedThenAbort, TruncatedThenHang, Oversize, RandomFrame, TruncatedThenReturn,
         ClosesThenHangs, ClosesThenReturns,
+        Service, ServiceDropped,
+        Reports, ReportsUnwatched, ReportsThenCrash,
+        Logs,
+        OutOfDescriptors, OutOfMemory,
+        Stream, StreamSlow, StreamBulky, StreamBeyondArena, StreamUnits, StreamThreads, StreamWithErrors,
+        StreamReports, StreamDropped, StreamEndless, Streams, StreamOfMany,
+        StreamPanic, StreamError, StreamAbort, StreamHang, StreamStop, StreamHeld, StreamCancelled,
     }
 }
 
@@ -36,7 +43,16 @@ listed! {
     /// What is done to processes from outside.
     Fault {
         KillWorker, TerminateWorker, StopWorker, KillStarting, StopStarting,
+        /// A worker in the middle of a stream.
+        KillStreaming, StopStreaming,
         KillServer, StopServer, StopServerInStart, StopServerThenKillWorker,
+    }
+}
+
+listed! {
+    /// What not every pool has.
+    Setting {
+        MaxTasks, MaxRss, MemoryLimit, OpenFilesLimit, BoundedQueue, TimeoutReports, Timeline, Sandbox,
     }
 }
 
@@ -122,16 +138,61 @@ impl Kind {
                 | Map
                 | MapDropped
                 | MapItem
+                | Service
+                | ServiceDropped
+                | Reports
+                | ReportsUnwatched
+                | Logs
+                | OutOfDescriptors
+                | Streams
+        ) || self.is_innocent_stream()
+    }
+
+    fn is_innocent_stream(self) -> bool {
+        use Kind::*;
+        matches!(
+            self,
+            Stream
+                | StreamSlow
+                | StreamBulky
+                | StreamBeyondArena
+                | StreamUnits
+                | StreamThreads
+                | StreamWithErrors
+                | StreamReports
+                | StreamDropped
+                | StreamEndless
+                | StreamOfMany
         )
     }
 
+    /// Whether it is one stream.
+    pub fn is_stream(self) -> bool {
+        use Kind::*;
+        let is_guilty = matches!(
+            self,
+            StreamPanic | StreamError | StreamAbort | StreamHang | StreamStop | StreamHeld | StreamCancelled
+        );
+        is_guilty || self.is_innocent_stream()
+    }
+
+    /// Whether this program was built for it.
+    pub fn is_possible(self) -> bool {
+        match self {
+            Kind::Service | Kind::ServiceDropped => cfg!(feature = "tower"),
+            _ => true,
+        }
+    }
+
     pub fn is_large(self) -> bool {
-        matches!(self, Kind::Echo | Kind::Flood | Kind::Map | Kind::MapDropped)
+        use Kind::*;
+        matches!(self, Echo | Flood | Map | MapDropped | Logs | Streams | StreamBulky | StreamUnits)
     }
 
     /// Not to be dealt like others: too much to have often, or not a task by itself.
     pub fn is_heavy(self) -> bool {
-        matches!(self, Kind::EchoBeyondArena | Kind::MapItem | Kind::MapCrash)
+        use Kind::*;
+        matches!(self, EchoBeyondArena | MapItem | MapCrash | StreamBeyondArena | StreamOfMany)
     }
 
     /// Whether it leaves its worker in a state in which later tasks may suffer.
@@ -139,9 +200,9 @@ impl Kind {
         matches!(self, Kind::TruncatedThenReturn | Kind::ClosesThenReturns)
     }
 
-    /// Whether it is a map, which is tasks of its own making.
+    /// Whether it is tasks of its own making: a map, or many streams.
     pub fn has_items(self) -> bool {
-        matches!(self, Kind::Map | Kind::MapDropped | Kind::MapWithCrash)
+        matches!(self, Kind::Map | Kind::MapDropped | Kind::MapWithCrash | Kind::Streams)
     }
 
     /// How often it may begin.
@@ -164,15 +225,35 @@ impl Kind {
         }
     }
 
+    /// What it comes to if it is left alone; nothing where that is a matter of chance.
+    pub fn own_end(self) -> Option<Outcome> {
+        use Kind::*;
+        let end = match self {
+            RandomFrame | TruncatedThenReturn | ClosesThenReturns => return None,
+            Detached | ReserveDropped | ServiceDropped | Dropped | StreamDropped | StreamEndless => {
+                Outcome::Unseen
+            }
+            Panic | StreamPanic => Outcome::Panicked,
+            Error | StreamError => Outcome::Failed,
+            _ if self.is_timed() => Outcome::TimedOut,
+            _ if self.is_cancelled() => Outcome::Cancelled,
+            _ if self.may_have_value() => Outcome::Value,
+            _ => Outcome::Died,
+        };
+        Some(end)
+    }
+
     /// Whether a task of this kind has brought this error upon itself.
     pub fn earns(self, id: u32, error: &TaskError) -> bool {
         match error {
             TaskError::WorkerDied(exit) => self.dies_of(exit),
             TaskError::Panicked(panic) => {
-                self == Kind::Panic && panic.message() == format!("task {id} panics")
+                matches!(self, Kind::Panic | Kind::StreamPanic)
+                    && panic.message() == format!("task {id} panics")
             }
             TaskError::Failed(failure) => {
-                self == Kind::Error && format!("{failure:#}") == format!("task {id} fails: the cause")
+                matches!(self, Kind::Error | Kind::StreamError)
+                    && format!("{failure:#}") == format!("task {id} fails: the cause")
             }
             TaskError::TimedOut { .. } => self.is_timed(),
             TaskError::Cancelled => self.is_cancelled(),
@@ -183,12 +264,25 @@ impl Kind {
     /// Whether it is submitted with a timeout that may pass.
     fn is_timed(self) -> bool {
         use Kind::*;
-        matches!(self, HangTimeout | AsyncTimeout | StopTimeout | TruncatedThenHang | RandomFrame)
+        matches!(
+            self,
+            HangTimeout
+                | AsyncTimeout
+                | StopTimeout
+                | TruncatedThenHang
+                | RandomFrame
+                | StreamHang
+                | StreamStop
+                | StreamHeld
+        )
     }
 
     fn is_cancelled(self) -> bool {
         use Kind::*;
-        matches!(self, HangCancelled | AsyncCancelled | HeedsCancelled | QueuedCancelled | Dropped)
+        matches!(
+            self,
+            HangCancelled | AsyncCancelled | HeedsCancelled | QueuedCancelled | Dropped | StreamCancelled
+        )
     }
 
     fn dies_of(self, exit: &WorkerExit) -> bool {
@@ -196,7 +290,14 @@ impl Kind {
         let end = (exit.cause(), exit.code(), exit.signal());
         match self {
             Abort | CrashWithArguments | RetriedInVain | DaughterThenCrash | TruncatedThenAbort
-            | MapCrash => end == (ExitCause::Signalled, None, Some(libc::SIGABRT)),
+            | MapCrash | ReportsThenCrash | StreamAbort => {
+                end == (ExitCause::Signalled, None, Some(libc::SIGABRT))
+            }
+            // Where nobody keeps what it says at its end, the cause is not told.
+            OutOfMemory => {
+                matches!(exit.cause(), ExitCause::OutOfMemory | ExitCause::Signalled)
+                    && exit.signal() == Some(libc::SIGABRT)
+            }
             Signal => end == (ExitCause::Signalled, None, Some(libc::SIGSEGV)),
             ExitZero => end == (ExitCause::Exited, Some(0), None),
             ExitThree => end == (ExitCause::Exited, Some(3), None),

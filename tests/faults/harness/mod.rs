@@ -3,8 +3,9 @@
 //!
 //! Everything that is chosen in a round is chosen by its seed and its number (`plan`), so that it
 //! can be played again; what the kernel makes of it differs from time to time all the same.
-//! `play` goes through a round, `submit` and `streams` submit its tasks (`deeds` in the workers),
-//! `strikes` makes the faults from outside, `check` says what is wrong.
+//! `play` goes through a round; `submit`, `special` and `streams` submit its tasks and see what becomes of
+//! them (`deeds` and `producers` are what they do in the workers), `strikes` makes the faults from
+//! outside, `check` says what is wrong. `veteran` is a worker that lives through all rounds.
 
 #![allow(dead_code, unreachable_pub, unsafe_code, unused_imports)] // the tests and the example use a part each
 
@@ -12,15 +13,20 @@ mod board;
 mod check;
 pub mod deeds;
 mod kinds;
+mod listener;
 mod plan;
 mod play;
+mod producers;
 mod round;
+mod settings;
 mod shortage;
+mod special;
 mod streams;
 mod strikes;
 mod submit;
 mod system;
 mod tally;
+pub mod veteran;
 mod watchdog;
 
 pub use plan::Plan;

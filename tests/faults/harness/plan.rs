@@ -1,17 +1,16 @@
 //! What a round is to be: made from a seed and a number, and from nothing else.
 
-use std::time::Duration;
-
 use fastrand::Rng;
-use procession::{Builder, ProcessPool, StartMethod, WorkerStdio};
+use procession::StartMethod;
 
 use super::kinds::{End, Fault, Kind};
+use super::settings::Settings;
 use super::shortage::{Lack, Shortage};
 
-/// The most tasks that a round submits, the items of maps not counted.
+/// The most tasks that a round submits, those of maps and of many streams not counted.
 const MOST: usize = 320;
 
-/// Ids of the items of the map that is task `id` begin here.
+/// Ids of the items of the map, or the streams, that are task `id` begin here.
 pub const ITEMS: u32 = 400;
 pub const ITEMS_EACH: u32 = 40;
 
@@ -55,21 +54,6 @@ pub struct Plan {
     pub shortage: Option<Shortage>,
 }
 
-/// The settings of a pool.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub workers: usize,
-    pub min_workers: usize,
-    pub idle_timeout: Duration,
-    pub max_tasks_per_worker: Option<u64>,
-    pub queue_capacity: Option<usize>,
-    pub cancel_grace: Duration,
-    pub look_out: Option<Duration>,
-    pub captures: bool,
-    /// How long a worker's initializer takes, in milliseconds.
-    pub dawdle: u64,
-}
-
 impl Plan {
     /// Even rounds are for the fork server, odd ones for spawned workers.
     pub fn new(seed: u64, round: u64) -> Plan {
@@ -79,7 +63,8 @@ impl Plan {
         let pools: Vec<Settings> =
             (0..if rng.u32(..4) == 0 { 2 } else { 1 }).map(|_| Settings::new(&mut rng)).collect();
         // Every third round has everything in it; in the others it shows what is due to what.
-        let kinds = if turn.is_multiple_of(3) { Kind::ALL.to_vec() } else { some_kinds(&mut rng) };
+        let mut kinds = if turn.is_multiple_of(3) { Kind::ALL.to_vec() } else { some_kinds(&mut rng) };
+        kinds.retain(|kind| kind.is_possible() && pools.iter().any(|pool| pool.suits(*kind)));
         let jobs = jobs(&mut rng, &kinds, &pools);
         let count = jobs.len() as u64;
         let strikes = strikes(&mut rng, method, turn, count);
@@ -108,7 +93,7 @@ impl Plan {
             Lack::Processes => rng.u64(..6),
         };
         let shortage = Some(Shortage { lack, room });
-        let pools = plan.pools.iter().map(|pool| Settings { workers: 4, ..pool.clone() }).collect();
+        let pools: Vec<Settings> = plan.pools.iter().map(Settings::for_shortage).collect();
         Plan { strikes: Vec::new(), end: End::Shutdown, shortage, pools, ..plan }
     }
 
@@ -129,8 +114,10 @@ fn some_kinds(rng: &mut Rng) -> Vec<Kind> {
 
 fn jobs(rng: &mut Rng, kinds: &[Kind], pools: &[Settings]) -> Vec<Job> {
     let mut deck: Vec<Kind> = kinds.iter().copied().filter(|kind| !kind.is_heavy()).collect();
-    if rng.u32(..4) == 0 {
-        deck.push(Kind::EchoBeyondArena);
+    for heavy in [Kind::EchoBeyondArena, Kind::StreamBeyondArena] {
+        if rng.u32(..5) == 0 {
+            deck.push(heavy);
+        }
     }
     let innocent: Vec<Kind> =
         deck.iter().copied().filter(|kind| kind.is_innocent() && !kind.is_large()).collect();
@@ -141,11 +128,9 @@ fn jobs(rng: &mut Rng, kinds: &[Kind], pools: &[Settings]) -> Vec<Job> {
         deck.extend(rng.choice(from).copied().filter(|kind| !kind.is_heavy()));
     }
     rng.shuffle(&mut deck);
-    let number = |(id, kind): (usize, Kind)| Job {
-        id: id as u32,
-        kind,
-        dice: rng.u64(..),
-        pool: rng.usize(..pools.len()),
+    let number = |(id, kind): (usize, Kind)| {
+        let suitable: Vec<usize> = (0..pools.len()).filter(|pool| pools[*pool].suits(kind)).collect();
+        Job { id: id as u32, kind, dice: rng.u64(..), pool: *rng.choice(&suitable).unwrap() }
     };
     deck.into_iter().enumerate().map(number).collect()
 }
@@ -167,47 +152,4 @@ fn strikes(rng: &mut Rng, method: StartMethod, turn: u64, tasks: u64) -> Vec<Str
         .collect();
     strikes.sort_by_key(|strike| strike.after);
     strikes
-}
-
-impl Settings {
-    fn new(rng: &mut Rng) -> Settings {
-        let workers = rng.usize(1..=4);
-        let millis = Duration::from_millis;
-        Settings {
-            workers,
-            min_workers: rng.usize(0..=workers),
-            idle_timeout: *rng.choice(&[millis(5), millis(100), millis(60_000)]).unwrap(),
-            max_tasks_per_worker: rng.bool().then(|| rng.u64(1..40)),
-            queue_capacity: (rng.u32(..3) == 0).then(|| rng.usize(1..80)),
-            cancel_grace: millis(*rng.choice(&[0, 10, 100]).unwrap()),
-            look_out: *rng.choice(&[None, Some(Duration::ZERO), Some(Duration::from_micros(50))]).unwrap(),
-            captures: rng.u32(..3) > 0,
-            dawdle: *rng.choice(&[0, 0, 5, 40]).unwrap(),
-        }
-    }
-
-    pub fn builder(&self, method: StartMethod) -> Builder {
-        let stdio = if self.captures { WorkerStdio::Capture } else { WorkerStdio::Null };
-        let mut builder = ProcessPool::builder()
-            .start_method(method)
-            .workers(self.workers)
-            .min_workers(self.min_workers)
-            .idle_timeout(self.idle_timeout)
-            .cancel_grace(self.cancel_grace)
-            .stdout(stdio)
-            .stderr(stdio);
-        if let Some(tasks) = self.max_tasks_per_worker {
-            builder = builder.max_tasks_per_worker(tasks);
-        }
-        if let Some(tasks) = self.queue_capacity {
-            builder = builder.queue_capacity(tasks);
-        }
-        if let Some(time) = self.look_out {
-            builder = builder.look_out(time);
-        }
-        if self.dawdle > 0 {
-            builder = builder.initializer(super::deeds::dawdle, self.dawdle);
-        }
-        builder
-    }
 }

@@ -9,8 +9,10 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::check;
 use super::kinds::End;
-use super::plan::{Plan, SUBMITTERS, Settings};
+use super::listener;
+use super::plan::{Plan, SUBMITTERS};
 use super::round::Round;
+use super::settings::Settings;
 use super::shortage::{Short, Shortage};
 use super::strikes::strike_all;
 use super::submit::submit_share;
@@ -58,6 +60,7 @@ pub fn prepare() -> Prepared {
     forbid_core_dumps();
     *OBSERVER.write().unwrap() = Some(runtime(2, "observer"));
     watch(None);
+    listener::listen();
     let runtime = runtime(1, "first");
     let pool = ProcessPool::builder().workers(1).runtime(runtime.handle().clone()).build().unwrap();
     observer().block_on(async {
@@ -73,14 +76,16 @@ pub fn play(plan: Plan) -> Result<Tally, Failure> {
     let before = Holdings::now();
     let round = Arc::new(Round::new(plan));
     watch(Some(round.clone()));
+    listener::take_heard(); // which was of another round
     let (stage, short) = Stage::set(&round);
     let ended = stage.play(&round, short);
     round.enter("looking for what is left");
     let left = await_nothing_left(&round.place, &before);
     watch(None);
-    let violations = check::violations(&round, &ended, left);
+    let heard = listener::take_heard();
+    let violations = check::violations(&round, &ended, left, &heard);
     if violations.is_empty() {
-        return Ok(check::tally(&round, &ended));
+        return Ok(check::tally(&round, &ended, &heard));
     }
     let list = violations.join("\n  ");
     Err(format!("violations:\n  {list}\n{}\nreplay: {}", round.dump(), round.plan.replay()))
@@ -114,12 +119,12 @@ impl Stage {
         // All that the round itself needs is there; what lacks from now on, the pools lack.
         let short = round.plan.shortage.map(Shortage::begin);
         let (key, value) = round.mark();
-        let build = |settings: &Settings| {
-            let builder = settings.builder(round.plan.method).env(key, value);
+        let build = |(at, settings): (usize, &Settings)| {
+            let builder = settings.builder(round.plan.method, round.dir(), at).env(key, value);
             builder.runtime(runtime.handle().clone()).build().unwrap()
         };
         round.enter("submitting");
-        round.open(round.plan.pools.iter().map(build).collect());
+        round.open(round.plan.pools.iter().enumerate().map(build).collect());
         (Stage { runtime, submitters, striker }, short)
     }
 

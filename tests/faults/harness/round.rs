@@ -1,7 +1,7 @@
 //! The state of a round that is under way: what is open, what is resolved, what was done from outside.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ pub struct Round {
     pub board: Board,
     /// The path of the board.
     pub place: PathBuf,
-    _dir: TempDir,
+    dir: TempDir,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -76,6 +76,10 @@ pub struct Log {
     /// The numbers that the pools gave to tasks, and those that they gave twice.
     pub numbers: BTreeSet<(usize, u64)>,
     pub repeated: Vec<(usize, u64)>,
+    /// Tasks that ran out of time, and whether it is known where they were.
+    pub timed_out: Vec<(u32, usize, bool)>,
+    /// What those who followed tasks found wrong.
+    pub complaints: Vec<String>,
 }
 
 impl Round {
@@ -95,7 +99,7 @@ impl Round {
         Round {
             board: Board::create(&place),
             place,
-            _dir: dir,
+            dir,
             state: Mutex::new(state),
             changed: Condvar::new(),
             plan,
@@ -141,6 +145,21 @@ impl Round {
         }
     }
 
+    /// Notes whether there was a report of where a task was when its time ran out.
+    pub fn timed_out(&self, job: &Job, has_report: bool) {
+        self.state().log.timed_out.push((job.id, job.pool, has_report));
+    }
+
+    /// Notes what is wrong with what a task has given.
+    pub fn complain(&self, job: &Job, what: String) {
+        self.state().log.complaints.push(format!("task {} ({:?}): {what}", job.id, job.kind));
+    }
+
+    /// Where the board is, and the timelines.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Notes what became of a job.
     pub fn resolved(&self, job: &Job, since: Instant, outcome: Outcome, error: Option<TaskError>) {
         let probe = {
@@ -181,7 +200,7 @@ impl Round {
     }
 
     /// The environment variable that its processes have.
-    pub fn mark(&self) -> (&'static str, &std::path::Path) {
+    pub fn mark(&self) -> (&'static str, &Path) {
         (PLACE, &self.place)
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use procession::{StartMethod, WorkerState};
 
+use super::board::Line;
 use super::kinds::Fault;
 use super::plan::Strike;
 use super::round::Round;
@@ -82,6 +83,8 @@ impl Striker<'_> {
             Fault::KillStarting => self.kill(|this| this.a_starting_worker(), libc::SIGKILL),
             Fault::StopWorker => self.stop(|this| this.a_worker(), 600),
             Fault::StopStarting => self.stop(|this| this.a_starting_worker(), 600),
+            Fault::KillStreaming => self.kill(|this| this.a_streaming_worker(), libc::SIGKILL),
+            Fault::StopStreaming => self.stop(|this| this.a_streaming_worker(), 600),
             Fault::KillServer => self.kill_server(),
             Fault::StopServer | Fault::StopServerInStart => self.stop_server(1500),
             Fault::StopServerThenKillWorker => {
@@ -174,6 +177,21 @@ impl Striker<'_> {
         let workers = pools.filter_map(|at| self.round.pool(at)).flat_map(|pool| pool.workers());
         let ready = workers.filter(|worker| worker.state() != WorkerState::Starting);
         ready.map(|worker| worker.pid()).filter(|pid| *pid != 0).collect()
+    }
+
+    /// A worker that is in the middle of a stream.
+    fn a_streaming_worker(&self) -> Option<u32> {
+        let open: Vec<u32> = self
+            .round
+            .state()
+            .open
+            .iter()
+            .filter(|(_, open)| open.kind.is_stream())
+            .map(|(id, _)| *id)
+            .collect();
+        let lines = open.into_iter().map(|id| self.round.board.line(id));
+        let pids: Vec<u32> = lines.filter(|line| line.began() > line.ended()).map(Line::pid).collect();
+        self.choose(&pids)
     }
 
     /// A process that is not ready to be a worker yet.

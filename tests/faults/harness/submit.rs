@@ -18,7 +18,7 @@ use super::round::Round;
 pub const MIB: usize = 1 << 20;
 
 /// How long a task may run that is there to run out of time.
-const SHORT: Duration = Duration::from_millis(60);
+pub const SHORT: Duration = Duration::from_millis(60);
 
 /// How long a worker may go on that has sent what is too long.
 const OVERSIZE_LIMIT: Duration = Duration::from_secs(5);
@@ -68,7 +68,7 @@ impl Desk<'_> {
             Detached | Dropped | QueuedCancelled | HangCancelled | AsyncCancelled | HeedsCancelled => {
                 self.submit_unwanted();
             }
-            Reserved | ReserveDropped => self.reserve(),
+            Reserved | ReserveDropped | Service | ServiceDropped => self.reserve(),
             Map | MapDropped | MapWithCrash => self.map(),
             Panic => self.run(deeds::panics, (id,), |_| false),
             Error => self.run(deeds::fails, (id,), |_| false),
@@ -83,6 +83,13 @@ impl Desk<'_> {
             DaughterThenCrash => self.bear(Birth::Fork, true),
             ClosesThenHangs => self.run(deeds::closes, (id, Then::Hang), |_| false),
             ClosesThenReturns => self.run(deeds::closes, (id, Then::Return), move |value| *value == id),
+            ReportsUnwatched => self.run(deeds::reports, (id, dice % 20, false), |value| *value > 0),
+            Reports | ReportsThenCrash => self.watch_reporting(),
+            Logs => self.run(deeds::logs, (id, dice % 3000), move |value| *value == id),
+            OutOfDescriptors => self.run(deeds::takes_descriptors, (id,), move |value| *value == id),
+            OutOfMemory => self.run(deeds::takes_memory, (id,), |_| false),
+            Streams => self.streams(),
+            kind if kind.is_stream() => self.stream(),
             _ => self.submit_with_terms(),
         }
     }
@@ -167,7 +174,12 @@ impl Desk<'_> {
         let Desk { round, job, since, place, observer, .. } = self;
         observer.spawn(async move {
             let (outcome, error) = judge(outcome_of(&watched).await, is_right);
-            drop(watched.lock().unwrap().take());
+            let handle = watched.lock().unwrap().take();
+            if outcome == Outcome::TimedOut {
+                let report = handle.as_ref().and_then(TaskHandle::timeout_report);
+                round.timed_out(&job, report.is_some());
+            }
+            drop(handle);
             round.resolved(&job, since, outcome, error);
             drop(place);
         });
@@ -185,7 +197,7 @@ impl Desk<'_> {
 }
 
 /// The result of a task; a future that leaves its handle to be looked at between polls.
-async fn outcome_of<T: DeserializeOwned + 'static>(watched: &Watched<T>) -> Result<T, TaskError> {
+pub async fn outcome_of<T: DeserializeOwned + 'static>(watched: &Watched<T>) -> Result<T, TaskError> {
     std::future::poll_fn(|context| {
         let mut handle = watched.lock().unwrap();
         match handle.as_mut() {

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::kinds::{End, Fault, Kind, Outcome};
+use super::kinds::{End, Fault, Kind, Outcome, Setting};
+use super::settings::can_sandbox;
 
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -14,6 +15,12 @@ pub struct Tally {
     /// Faults that found nobody to strike.
     pub missed: BTreeMap<Fault, u64>,
     pub ends: BTreeMap<End, u64>,
+    /// How many pools had what not every pool has.
+    pub pools: BTreeMap<Setting, u64>,
+    /// How many tasks that ran out of time were asked where they were.
+    pub timeout_reports: u64,
+    /// Records of tasks that came to the program's logger.
+    pub heard: u64,
     /// Innocent tasks that died with a worker that was killed from outside.
     pub victims: u64,
     /// Those that died with a worker whose pipes an earlier task had spoilt.
@@ -35,6 +42,9 @@ impl Tally {
         sum(&mut self.faults, &other.faults);
         sum(&mut self.missed, &other.missed);
         sum(&mut self.ends, &other.ends);
+        sum(&mut self.pools, &other.pools);
+        self.timeout_reports += other.timeout_reports;
+        self.heard += other.heard;
         self.victims += other.victims;
         self.poisoned += other.poisoned;
         longest(&mut self.slowest, &other.slowest);
@@ -61,8 +71,7 @@ impl Tally {
     pub fn missing(&self, has_server: bool) -> Vec<String> {
         let kinds: BTreeSet<Kind> = self.tasks.keys().map(|(kind, _)| *kind).collect();
         let outcomes: BTreeSet<Outcome> = self.tasks.keys().map(|(_, outcome)| *outcome).collect();
-        let kinds =
-            Kind::ALL.into_iter().filter(|kind| !kinds.contains(kind)).map(|kind| format!("{kind:?}"));
+        let kinds = Kind::ALL.into_iter().filter(|kind| kind.is_possible() && !kinds.contains(kind));
         let faults = Fault::ALL.into_iter().filter(|fault| has_server || !fault.needs_server());
         let faults =
             faults.filter(|fault| !self.faults.contains_key(fault)).map(|fault| format!("{fault:?}"));
@@ -72,10 +81,23 @@ impl Tally {
         let outcomes = Outcome::ALL
             .into_iter()
             .filter(|outcome| !outcomes.contains(outcome) && !never.contains(outcome));
-        let mut missing: Vec<String> = kinds.chain(faults).collect();
+        let mut missing: Vec<String> = kinds.map(|kind| format!("{kind:?}")).chain(faults).collect();
         missing.extend(ends.map(|end| format!("{end:?}")));
         missing.extend(outcomes.map(|outcome| format!("{outcome:?}")));
+        let settings = Setting::ALL.into_iter().filter(|setting| !self.pools.contains_key(setting));
+        let settings = settings.filter(|setting| *setting != Setting::Sandbox || can_sandbox());
+        missing.extend(settings.map(|setting| format!("a pool with {setting:?}")));
+        missing.extend(self.missing_ends().map(|(kind, outcome)| format!("{kind:?} with {outcome:?}")));
+        missing.extend((self.timeout_reports == 0).then(|| "a report of a timeout".to_owned()));
+        missing.extend((cfg!(feature = "log") && self.heard == 0).then(|| "a record".to_owned()));
         missing
+    }
+
+    /// What the kinds are there for that come to an end of their own, where it did not come to that.
+    fn missing_ends(&self) -> impl Iterator<Item = (Kind, Outcome)> {
+        let kinds = Kind::ALL.into_iter().filter(|kind| kind.is_possible());
+        let ends = kinds.filter_map(|kind| Some((kind, kind.own_end()?)));
+        ends.filter(|end| !self.tasks.contains_key(end))
     }
 
     /// Tables in markdown.
@@ -85,6 +107,10 @@ impl Tally {
         for fault in Fault::ALL {
             let count = |of: &BTreeMap<Fault, u64>| of.get(&fault).copied().unwrap_or(0);
             let _ = writeln!(text, "| {fault:?} | {} | {} |", count(&self.faults), count(&self.missed));
+        }
+        text += "\n| pools with | |\n| --- | ---: |\n";
+        for (setting, count) in &self.pools {
+            let _ = writeln!(text, "| {setting:?} | {count} |");
         }
         text += "\n| end | rounds | slowest |\n| --- | ---: | ---: |\n";
         for (end, count) in &self.ends {
@@ -97,7 +123,9 @@ impl Tally {
              | innocent tasks that died with a killed worker | {} |\n\
              | innocent tasks that died with a spoilt worker | {} |\n\
              | slowest from a fault to the end of its victim | {:.1?} |\n\
-             | workers started | {} |\n| workers died | {} |\n",
+             | workers started | {} |\n| workers died | {} |\n\
+             | reports of where a task was when its time ran out | {} |\n\
+             | log records that arrived | {} |\n",
             self.rounds,
             self.all_tasks(),
             self.all_faults(),
@@ -106,6 +134,8 @@ impl Tally {
             self.slowest_death,
             self.workers_started,
             self.workers_died,
+            self.timeout_reports,
+            self.heard,
         );
         text
     }
