@@ -22,6 +22,12 @@ const COPY_LIMIT: usize = 512;
 /// allocated only as its bytes arrive.
 const MAX_STEP: usize = 1 << 20;
 
+/// A buffer that was larger than this for a frame goes with that.
+const KEPT: usize = 1 << 20;
+
+/// So much of what came behind such a frame is copied for that.
+const COPIED_REST: usize = 64 * 1024;
+
 /// One message: a head of type `H`, and raw bytes.
 #[derive(Debug)]
 pub(crate) struct Frame<H> {
@@ -100,7 +106,12 @@ impl<H: DeserializeOwned> Decoder for FrameCodec<H> {
             source.advance(end);
             body
         } else {
+            let is_large = source.capacity() > KEPT;
             let mut frame = source.split_to(end).freeze();
+            if is_large && source.len() <= COPIED_REST {
+                // It would be used again, and so be there for as long as the stream.
+                *source = BytesMut::from(&source[..]);
+            }
             frame.split_off(end - body_length)
         };
         Ok(Some(Frame { head, body }))
@@ -164,6 +175,21 @@ mod tests {
         let mut buffer = BytesMut::from(&(1u32 << 30).to_le_bytes()[..]);
         assert!(codec.decode(&mut buffer).unwrap().is_none());
         assert!(buffer.capacity() < 2 * MAX_STEP);
+    }
+
+    #[test]
+    fn a_buffer_that_was_large_is_not_kept() {
+        let mut codec = FrameCodec::<(u32, String)>::new(1 << 30);
+        for behind in [0, 10_000] {
+            let body = vec![7; 4 << 20];
+            let small = frame_of(&(2, String::new()), &vec![8; behind]);
+            let mut buffer = BytesMut::from(&[frame_of(&(1, String::new()), &body), small].concat()[..]);
+            assert_eq!(codec.decode(&mut buffer).unwrap().unwrap().body, body);
+            buffer.reserve(1);
+            assert!(buffer.capacity() <= KEPT, "{}", buffer.capacity());
+            let next = codec.decode(&mut buffer).unwrap().unwrap();
+            assert_eq!((next.head.0, next.body.len()), (2, behind));
+        }
     }
 
     #[test]

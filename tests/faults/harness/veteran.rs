@@ -123,7 +123,7 @@ async fn tasks(pool: &ProcessPool, is_large: bool) -> Result<(), TaskError> {
 }
 
 async fn streams(pool: &ProcessPool, is_large: bool) {
-    let script = Script { id: 0, items: 30, size: Size::Mixed, pause: 0, reports: true, then: Then::End };
+    let script = Script { id: 0, items: 12, size: Size::Mixed, pause: 0, reports: true, then: Then::End };
     let endless = Script { items: u64::MAX, size: Size::Small, ..script };
     let large = Script { items: u64::from(is_large) * 2, size: Size::BeyondArena, ..script };
     let whole = [
