@@ -2,6 +2,8 @@
 //!
 //! Run it with `cargo run --release --example soak -- --minutes 10`; `--seed S` chooses the rounds,
 //! and `--round K` plays one of them alone. It fails with the first violation.
+//!
+//! Beside the rounds there is a worker that lives through all of them, and is not to hold more and more.
 
 #[path = "../tests/faults/harness/mod.rs"]
 mod harness;
@@ -9,7 +11,10 @@ mod harness;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use harness::{Holdings, Lack, Outlook, Plan, Tally, play, play_short, prepare};
+use harness::{
+    Burden, Holdings, Lack, Outlook, Plan, Tally, Veteran, limit_arenas, play, play_short, prepare,
+};
+use procession::StartMethod;
 
 /// A round that takes longer is worth a line.
 const SLOW: Duration = Duration::from_secs(8);
@@ -28,6 +33,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    limit_arenas();
     let options = match options() {
         Ok(options) => options,
         Err(word) => {
@@ -92,23 +98,23 @@ fn soak(options: &Options) -> ExitCode {
         }
     }
     println!("{}", soak.summary());
-    match soak.growth() {
-        None => ExitCode::SUCCESS,
-        Some(growth) => fail(&growth),
-    }
+    let grown = soak.growth();
+    soak.veteran.retire();
+    if grown.is_empty() { ExitCode::SUCCESS } else { fail(&grown.join("\n")) }
 }
 
-/// How much the program holds.
+/// How much the program holds, and the worker that lives long.
 struct Look {
     descriptors: usize,
     threads: usize,
     children: usize,
     resident: u64,
     allocated: u64,
+    worker: Burden,
 }
 
 impl Look {
-    fn now() -> Look {
+    fn now(veteran: &Veteran) -> Look {
         let held = Holdings::now();
         Look {
             descriptors: held.descriptors.len(),
@@ -116,6 +122,7 @@ impl Look {
             children: held.children,
             resident: held.resident,
             allocated: held.allocated,
+            worker: veteran.burden(),
         }
     }
 }
@@ -129,6 +136,7 @@ struct Soak {
     /// What the program held before the first round and after each, as numbers: the names of it all would
     /// themselves be what grows.
     looks: Vec<Look>,
+    veteran: Veteran,
     short: u64,
     broken: u64,
     skipped: Vec<String>,
@@ -136,12 +144,14 @@ struct Soak {
 
 impl Soak {
     fn new(seed: u64) -> Soak {
+        let veteran = Veteran::start(StartMethod::ForkServer);
         Soak {
             seed,
             start: Instant::now(),
             said: Instant::now(),
             tally: Tally::default(),
-            looks: vec![Look::now()],
+            looks: vec![Look::now(&veteran)],
+            veteran,
             short: 0,
             broken: 0,
             skipped: Vec::new(),
@@ -152,7 +162,8 @@ impl Soak {
         let (began, round) = (Instant::now(), self.tally.rounds);
         let tally = play(Plan::new(self.seed, round))?;
         self.tally.add(&tally);
-        self.looks.push(Look::now());
+        self.veteran.take_turn()?;
+        self.looks.push(Look::now(&self.veteran));
         if round % SHORT_EVERY == SHORT_EVERY / 2 {
             self.play_short(round, Lack::Descriptors)?;
             self.play_short(round + 1, Lack::Processes)?;
@@ -186,7 +197,8 @@ impl Soak {
     fn line(&self) -> String {
         let (tally, now) = (&self.tally, &self.looks[self.looks.len() - 1]);
         format!(
-            "{} s: {} rounds, {} tasks, {} faults, {} descriptors, {} threads, {} KiB allocated, {} MiB resident",
+            "{} s: {} rounds, {} tasks, {} faults, {} descriptors, {} threads, {} KiB allocated, {} MiB resident, \
+             {} MiB in the old worker",
             self.start.elapsed().as_secs(),
             tally.rounds,
             tally.all_tasks(),
@@ -195,6 +207,7 @@ impl Soak {
             now.threads,
             now.allocated >> 10,
             now.resident >> 20,
+            now.worker.resident >> 20,
         )
     }
 
@@ -218,23 +231,38 @@ impl Soak {
         row("child processes", |held| held.children as u64);
         row("KiB allocated", |held| held.allocated >> 10);
         row("MiB resident", |held| held.resident >> 20);
+        row("the old worker: tasks", |held| held.worker.tasks);
+        row("its descriptors", |held| held.worker.descriptors);
+        row("its threads", |held| held.worker.threads);
+        row("its MiB resident", |held| held.worker.resident >> 20);
         text
     }
 
-    /// Whether more memory is in use in a late stretch than in an early one.
-    fn growth(&self) -> Option<String> {
-        let stretch = (self.looks.len().checked_sub(WARM_UP)?) / 4;
+    /// What there is more of in a late stretch than in an early one.
+    fn growth(&self) -> Vec<String> {
+        let stretch = self.looks.len().saturating_sub(WARM_UP) / 4;
         if stretch < 10 {
-            return None; // too few to tell
+            return Vec::new(); // too few to tell
         }
-        let median = |looks: &[Look]| {
-            let mut sizes: Vec<u64> = looks.iter().map(|look| look.allocated).collect();
-            sizes.sort_unstable();
-            sizes[sizes.len() / 2]
-        };
-        let early = median(&self.looks[WARM_UP..WARM_UP + stretch]);
-        let late = median(&self.looks[self.looks.len() - stretch..]);
-        let has_grown = late > early + early / 4 + (2 << 20);
-        has_grown.then(|| format!("memory has grown from {early} to {late} bytes"))
+        let early = &self.looks[WARM_UP..WARM_UP + stretch];
+        let late = &self.looks[self.looks.len() - stretch..];
+        let measures: [(&str, u64, fn(&Look) -> u64); 5] = [
+            ("bytes allocated", 2 << 20, |look| look.allocated),
+            ("bytes resident", 8 << 20, |look| look.resident),
+            ("descriptors of the old worker", 0, |look| look.worker.descriptors),
+            ("threads of the old worker", 0, |look| look.worker.threads),
+            ("bytes resident in the old worker", 16 << 20, |look| look.worker.resident),
+        ];
+        let grown = measures.into_iter().filter_map(|(what, slack, of)| {
+            let (early, late) = (median(early, of), median(late, of));
+            (late > early + early / 4 + slack).then(|| format!("{what} have grown from {early} to {late}"))
+        });
+        grown.collect()
     }
+}
+
+fn median(looks: &[Look], of: fn(&Look) -> u64) -> u64 {
+    let mut sizes: Vec<u64> = looks.iter().map(of).collect();
+    sizes.sort_unstable();
+    sizes[sizes.len() / 2]
 }

@@ -10,8 +10,8 @@ use crate::harness::{Lack, Outlook, Plan, Tally, play, play_short, prepare};
 /// What the rounds are made from.
 const SEED: u64 = 24;
 
-/// So many rounds for each start method: every end, and every kind several times.
-const ROUNDS: u64 = 8;
+/// So many rounds for each start method: every end, and every kind twice.
+const ROUNDS: u64 = 6;
 
 /// At most so many, should something not have occurred: a fault may find nobody to strike.
 const MOST_ROUNDS: u64 = 24;

@@ -3,11 +3,10 @@
 use procession::StartMethod;
 
 use crate::common;
-use crate::harness::prepare;
-use crate::harness::veteran::Veteran;
+use crate::harness::{Veteran, prepare};
 
 /// Until everything has been as large as it gets, in every place that it comes to.
-const WARM_UP: u32 = 9;
+const WARM_UP: u32 = 5;
 
 const TURNS: u32 = 20;
 

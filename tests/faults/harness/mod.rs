@@ -26,11 +26,12 @@ mod strikes;
 mod submit;
 mod system;
 mod tally;
-pub mod veteran;
+mod veteran;
 mod watchdog;
 
 pub use plan::Plan;
 pub use play::{play, prepare};
 pub use shortage::{Lack, Outlook, play_short};
-pub use system::Holdings;
+pub use system::{Holdings, limit_arenas};
 pub use tally::Tally;
+pub use veteran::{Burden, Veteran};

@@ -65,7 +65,7 @@ impl Plan {
         // Every third round has everything in it; in the others it shows what is due to what.
         let mut kinds = if turn.is_multiple_of(3) { Kind::ALL.to_vec() } else { some_kinds(&mut rng) };
         kinds.retain(|kind| kind.is_possible() && pools.iter().any(|pool| pool.suits(*kind)));
-        let jobs = jobs(&mut rng, &kinds, &pools);
+        let jobs = jobs(&mut rng, &kinds, &pools, turn.is_multiple_of(3));
         let count = jobs.len() as u64;
         let strikes = strikes(&mut rng, method, turn, count);
         Plan {
@@ -112,10 +112,10 @@ fn some_kinds(rng: &mut Rng) -> Vec<Kind> {
     Kind::ALL.into_iter().filter(|kind| kind.is_innocent() || everything && rng.bool()).collect()
 }
 
-fn jobs(rng: &mut Rng, kinds: &[Kind], pools: &[Settings]) -> Vec<Job> {
+fn jobs(rng: &mut Rng, kinds: &[Kind], pools: &[Settings], everything: bool) -> Vec<Job> {
     let mut deck: Vec<Kind> = kinds.iter().copied().filter(|kind| !kind.is_heavy()).collect();
     for heavy in [Kind::EchoBeyondArena, Kind::StreamBeyondArena] {
-        if rng.u32(..5) == 0 {
+        if everything || rng.u32(..5) == 0 {
             deck.push(heavy);
         }
     }

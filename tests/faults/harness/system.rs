@@ -172,6 +172,16 @@ fn resident() -> u64 {
     pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0) * 4096u64
 }
 
+/// Has the allocator keep all in one place. With an arena for each of many threads, each as large as its
+/// largest need so far, what is resident would say more of them than of what is held.
+pub fn limit_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number, and that while the caller is the only thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
+}
+
 /// What is resident goes up to what the allocator has ever needed at a time in each of its arenas, and
 /// hides what is lost.
 #[cfg(target_env = "gnu")]

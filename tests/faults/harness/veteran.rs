@@ -15,7 +15,7 @@ use super::producers::{self, Script, Size, Then};
 use super::submit::MIB;
 
 /// One turn in so many has the largest values.
-const LARGE_EVERY: u64 = 8;
+const LARGE_EVERY: u64 = 16;
 
 /// Nobody who is cancelled takes this long to heed it.
 const GRACE: Duration = Duration::from_secs(60);
