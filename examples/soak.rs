@@ -222,7 +222,7 @@ impl Soak {
         text += "\n| held | at the start | after warm-up | at the end |\n| --- | ---: | ---: | ---: |\n";
         let warm = self.looks.len().min(WARM_UP) - 1;
         let looks = [&self.looks[0], &self.looks[warm], &self.looks[self.looks.len() - 1]];
-        let mut row = |what: &str, of: fn(&Look) -> u64| {
+        let mut row = |what: &str, of: Measure| {
             let [start, warm, end] = looks.map(of);
             text += &format!("| {what} | {start} | {warm} | {end} |\n");
         };
@@ -246,7 +246,7 @@ impl Soak {
         }
         let early = &self.looks[WARM_UP..WARM_UP + stretch];
         let late = &self.looks[self.looks.len() - stretch..];
-        let measures: [(&str, u64, fn(&Look) -> u64); 5] = [
+        let measures: [(&str, u64, Measure); 5] = [
             ("bytes allocated", 2 << 20, |look| look.allocated),
             ("bytes resident", 8 << 20, |look| look.resident),
             ("descriptors of the old worker", 0, |look| look.worker.descriptors),
@@ -261,7 +261,9 @@ impl Soak {
     }
 }
 
-fn median(looks: &[Look], of: fn(&Look) -> u64) -> u64 {
+type Measure = fn(&Look) -> u64;
+
+fn median(looks: &[Look], of: Measure) -> u64 {
     let mut sizes: Vec<u64> = looks.iter().map(of).collect();
     sizes.sort_unstable();
     sizes[sizes.len() / 2]

@@ -13,7 +13,7 @@ const TURNS: u32 = 20;
 /// What the allocator may keep beyond that.
 const SLACK: u64 = 16 << 20;
 
-fn a_worker_that_lives_long_holds_no_more(method: StartMethod) {
+fn holds_no_more(method: StartMethod) {
     common::alone(|| {
         let _prepared = prepare();
         let mut veteran = Veteran::start(method);
@@ -33,11 +33,11 @@ fn a_worker_that_lives_long_holds_no_more(method: StartMethod) {
 }
 
 #[test]
-fn under_a_fork_server() {
-    a_worker_that_lives_long_holds_no_more(StartMethod::ForkServer);
+fn a_worker_that_lives_long_under_a_fork_server() {
+    holds_no_more(StartMethod::ForkServer);
 }
 
 #[test]
-fn spawned() {
-    a_worker_that_lives_long_holds_no_more(StartMethod::Spawn);
+fn a_spawned_worker_that_lives_long() {
+    holds_no_more(StartMethod::Spawn);
 }
