@@ -6,8 +6,12 @@ use fastrand::Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-/// How many inputs are made for each decoder.
-const MUTATIONS: usize = 400;
+/// How many inputs are made for each decoder, and how many are read of what was kept.
+const MUTATIONS: usize = if cfg!(miri) { 4 } else { 400 };
+const KEPT: usize = if cfg!(miri) { 8 } else { usize::MAX };
+
+/// These share memory with a worker, which miri cannot.
+const SHARING: [&str; 5] = ["replies", "ring", "places", "slots", "whereabouts"];
 
 /// The longest input that is made.
 const LONGEST: usize = 8 * 1024;
@@ -59,10 +63,10 @@ fn mutate(random: &mut Rng, corpus: &[Vec<u8>]) -> Vec<u8> {
 
 #[test]
 fn what_was_kept_is_read_as_it_should_be_and_so_is_what_is_made_of_it() {
-    for decoder in DECODERS {
+    for decoder in DECODERS.iter().filter(|decoder| !cfg!(miri) || !SHARING.contains(&decoder.name)) {
         let corpus = corpus(decoder);
         assert!(!corpus.is_empty(), "nothing is kept for {}", decoder.name);
-        corpus.iter().for_each(|data| check(decoder, data));
+        corpus.iter().take(KEPT).for_each(|data| check(decoder, data));
         let mut random = Rng::with_seed(7);
         for _ in 0..MUTATIONS {
             check(decoder, &mutate(&mut random, &corpus));
