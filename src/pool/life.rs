@@ -3,6 +3,7 @@
 use super::death::{self, Undead};
 use super::inquiry::Inquiry;
 use super::links::{ReadyLink, Unanswered};
+use super::look_out::LookOut;
 use super::outlet::Outlet;
 use super::pace::Pace;
 use super::scheduler::{Violation, WorkerKey};
@@ -182,10 +183,7 @@ impl Life {
             batch: Batch::default(),
             pace: Pace::new(monotonic_now()),
             // Only a page can be looked at while waiting.
-            look_out: LookOut {
-                limit: if page.is_some() { nanos(shared.settings.look_out) } else { 0 },
-                ..LookOut::default()
-            },
+            look_out: LookOut::new(if page.is_some() { nanos(shared.settings.look_out) } else { 0 }),
             page,
             far: process.far,
             ear: Ear::new(&shared.settings.forwarding),
@@ -492,32 +490,6 @@ impl Life {
             "not by the pool"
         };
         report.detail = Some(blame.into());
-    }
-}
-
-/// Looking out for the next reply for a while, which is cheaper than to sleep and be woken when
-/// that comes soon.
-#[derive(Default)]
-struct LookOut {
-    /// For how long, in nanoseconds; 0 for not at all.
-    limit: u64,
-    /// Since when there has been nothing.
-    quiet_since: Option<u64>,
-    /// The last reply came within the limit, so the next one may.
-    is_worth_it: bool,
-}
-
-impl LookOut {
-    /// Whether to look again rather than sleep, after a look that found any or none.
-    fn goes_on(&mut self, any: bool) -> bool {
-        if any {
-            if let Some(since) = self.quiet_since.take() {
-                self.is_worth_it = self.limit > 0 && monotonic_now() - since <= self.limit;
-            }
-            return true;
-        }
-        let since = *self.quiet_since.get_or_insert_with(monotonic_now);
-        self.is_worth_it && monotonic_now() - since <= self.limit
     }
 }
 

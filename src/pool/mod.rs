@@ -12,6 +12,7 @@ mod inflow;
 mod inquiry;
 mod life;
 mod links;
+mod look_out;
 mod map;
 #[cfg(feature = "metrics")]
 mod metrics;
