@@ -1,7 +1,5 @@
 //! A subscriber and a logger that look at all that they are told.
 
-use std::hint::black_box;
-
 /// To be the only ones of these tests.
 pub(super) fn listen() {
     #[cfg(feature = "log")]
@@ -18,7 +16,7 @@ pub(super) fn listen() {
 
 #[cfg(feature = "log")]
 mod records {
-    use super::*;
+    use std::hint::black_box;
 
     pub(super) struct Logger;
 
@@ -37,8 +35,8 @@ mod records {
 
 #[cfg(feature = "tracing")]
 mod spans {
-    use super::*;
     use std::fmt::Debug;
+    use std::hint::black_box;
     use tracing::field::{Field, Visit};
     use tracing::span::{Attributes, Id, Record};
     use tracing::{Event, Subscriber};
