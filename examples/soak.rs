@@ -12,9 +12,12 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use harness::{
-    Burden, Holdings, Lack, Outlook, Plan, Tally, Veteran, limit_arenas, play, play_short, prepare,
+    Burden, Counting, Holdings, Lack, Outlook, Plan, Tally, Veteran, limit_arenas, play, play_short, prepare,
 };
 use procession::StartMethod;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// A round that takes longer is worth a line.
 const SLOW: Duration = Duration::from_secs(8);

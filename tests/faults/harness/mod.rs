@@ -11,6 +11,7 @@
 
 mod board;
 mod check;
+mod counting;
 pub mod deeds;
 mod kinds;
 mod listener;
@@ -29,6 +30,7 @@ mod tally;
 mod veteran;
 mod watchdog;
 
+pub use counting::Counting;
 pub use plan::Plan;
 pub use play::{play, prepare};
 pub use shortage::{Lack, Outlook, play_short};

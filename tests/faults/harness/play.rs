@@ -76,7 +76,7 @@ pub fn play(plan: Plan) -> Result<Tally, Failure> {
     let before = Holdings::now();
     let round = Arc::new(Round::new(plan));
     watch(Some(round.clone()));
-    listener::take_heard(); // which was of another round
+    listener::take_heard(); // which was not of this round
     let (stage, short) = Stage::set(&round);
     let ended = stage.play(&round, short);
     round.enter("looking for what is left");

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::board::PLACE;
+use super::counting;
 
 #[derive(Clone, Debug)]
 pub struct Process {
@@ -109,7 +110,7 @@ pub struct Holdings {
     pub children: usize,
     /// Resident bytes.
     pub resident: u64,
-    /// Bytes that are allocated, where the allocator tells; otherwise those that are resident.
+    /// Bytes that are allocated, where the allocator counts them.
     pub allocated: u64,
 }
 
@@ -120,7 +121,7 @@ impl Holdings {
             threads: threads(),
             children: count_children(),
             resident: resident(),
-            allocated: allocated(),
+            allocated: counting::allocated(),
         }
     }
 
@@ -180,20 +181,6 @@ pub fn limit_arenas() {
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1)
     };
-}
-
-/// What is resident goes up to what the allocator has ever needed at a time in each of its arenas, and
-/// hides what is lost.
-#[cfg(target_env = "gnu")]
-fn allocated() -> u64 {
-    // SAFETY: it only adds up the allocator's own books.
-    let books = unsafe { libc::mallinfo2() };
-    (books.uordblks + books.hblkhd) as u64
-}
-
-#[cfg(not(target_env = "gnu"))]
-fn allocated() -> u64 {
-    resident()
 }
 
 /// Gives what is ending or closing some time, and says what stays all the same.
