@@ -178,10 +178,7 @@ impl Kind {
 
     /// Whether this program was built for it.
     pub fn is_possible(self) -> bool {
-        match self {
-            Kind::Service | Kind::ServiceDropped => cfg!(feature = "tower"),
-            _ => true,
-        }
+        cfg!(feature = "tower") || !matches!(self, Kind::Service | Kind::ServiceDropped)
     }
 
     pub fn is_large(self) -> bool {
