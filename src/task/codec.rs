@@ -342,6 +342,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes very long")]
     fn no_more_elements_are_announced_than_there_should_be_room_for() {
         let bytes = postcard::to_stdvec(&vec![7_u8; 1 << 20]).unwrap();
         let read: Eager = decode(&bytes, CodecStage::DecodeResult).unwrap();
@@ -399,6 +400,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes very long")]
     fn compact_values_are_within_the_bounds() {
         fn roundtrip<T: Serialize + DeserializeOwned + PartialEq + 'static>(value: &T) -> bool {
             let bytes = postcard::to_stdvec(value).unwrap();
