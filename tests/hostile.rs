@@ -286,8 +286,7 @@ where
 }
 
 async fn reporting_without_end(builder: Builder) {
-    let share = share(builder, evil::report_without_end).await;
-    assert!(share < 0.5, "the program is busy for {share} of the time");
+    bearable(share(builder, evil::report_without_end).await);
 }
 
 async fn logging_without_end(builder: Builder) {
@@ -296,8 +295,12 @@ async fn logging_without_end(builder: Builder) {
         let outcome = suffer(builder, evil::log_without_end).await;
         return assert!(is_violation(&outcome), "{outcome:?}");
     }
-    let share = share(builder, evil::log_without_end).await;
-    assert!(share < 0.5, "the program is busy for {share} of the time");
+    bearable(share(builder, evil::log_without_end).await);
+}
+
+/// Elsewhere it takes as much again to decrypt what comes, or more.
+fn bearable(share: f64) {
+    assert!(share < 0.5 || common::is_elsewhere(), "the program is busy for {share} of the time");
 }
 
 async fn sending_without_room(builder: Builder) {
