@@ -416,6 +416,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes very long")]
     fn elements_without_bytes_are_bounded() {
         let count = |length: u64| {
             let bytes = postcard::to_stdvec(&length).unwrap();
